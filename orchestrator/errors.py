@@ -1,0 +1,143 @@
+"""The error tree. Each class knows its HTTP status, its OpenAI `type` and `code`, and whether a retry can help.
+
+    HeadgateError
+    ├── InvalidRequest            400  the caller's mistake; `param` names the place
+    │   └── InvalidPosition       400
+    ├── RunNotFound               404  also another tenant's run: the two must look the same
+    ├── ModelNotFound             404
+    ├── RunConflict               409  the run is not in a state that allows this
+    ├── PositionGone              410  the named event is no longer in the log
+    ├── Unavailable               503  a backend is away; `retry_after_s`
+    ├── LogRefused                     an append the log must not take (see `streamlog.log`)
+    └── UpstreamError                  see `upstreams.upstream`
+
+A run that fails carries the same facts as data: `Failure`, the `error` object of `WORKFLOW_FAILED`. The two convert into
+each other, so a failure looks the same whether it reached the door as an exception or through the log.
+The docstring of a class is its default message; it is written for the person who has to act on it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import msgspec
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a run failed, without internals. `status` is the HTTP status a door answers before its first byte."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    status: int = 500
+    type: str = "server_error"
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class HeadgateError(Exception):
+    """Something went wrong inside Headgate. The request id identifies it in the logs."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.message = message or " ".join((type(self).__doc__ or "").split())
+        if code is not None:
+            self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        super().__init__(self.message)
+
+    def failure(self) -> Failure:
+        """The same facts as data, for the log."""
+        return Failure(
+            code=self.code,
+            message=self.message,
+            retryable=self.retryable,
+            status=self.status,
+            type=self.type,
+            param=self.param,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+class InvalidRequest(HeadgateError):
+    """The request is not valid."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class InvalidPosition(InvalidRequest):
+    """A position is an event's `stream_id` (digits, '-', digits) or its `seq` (digits); empty means the beginning."""
+
+    code = "invalid_position"
+
+
+class RunNotFound(HeadgateError):
+    """No such run. It may have expired, or the id is wrong."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "run_not_found"
+
+
+class ModelNotFound(HeadgateError):
+    """The model does not exist. `GET /v1/models` lists those that do."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class RunConflict(HeadgateError):
+    """The run is not in a state that allows this."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "run_conflict"
+
+
+class PositionGone(HeadgateError):
+    """The event that this position names is no longer available. Read again from the beginning."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "position_gone"
+
+
+class Unavailable(HeadgateError):
+    """A backend is temporarily unavailable. Try again shortly."""
+
+    status = 503
+    type = "server_error"
+    code = "backend_unavailable"
+    retryable = True
+
+
+class LogRefused(HeadgateError):
+    """The log refused an append."""
+
+    code = "log_refused"
+
+
+class RunFailed(HeadgateError):
+    """The run failed."""
+
+    @classmethod
+    def of(cls, failure: Failure) -> Self:
+        """The exception a door raises for a run whose log says that it failed."""
+        error = cls(failure.message, code=failure.code, param=failure.param, retry_after_s=failure.retry_after_s)
+        error.status, error.type = failure.status, failure.type
+        return error

@@ -1,0 +1,61 @@
+"""Plans: what a model's name stands for, as a tree of steps. Validated when the configuration is loaded. No I/O.
+
+The only step so far is `agent`; the others join the `Step` union, and `interpreter.py` matches on it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class StepModel(BaseModel):
+    """What all steps share: unknown keys are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Agent(StepModel):
+    """One upstream conversation."""
+
+    name: str = Field(default="agent", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Its `agent_id` in events.")
+    upstream: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        description="An upstream's name, or several: the next one is tried when one fails before its first token."
+    )
+    model: str | None = Field(
+        default=None,
+        description="The model's name at the upstream; default is the requested one (after the slash of a prefix entry).",
+    )
+    system: str | None = Field(default=None, description="A system prompt, put in front of the request's messages.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Request fields used where the request does not set them."
+    )
+    on_cut: Annotated[str, Field(pattern="^(fail|regenerate|continue)$")] = Field(
+        default="fail",
+        description="When the upstream breaks off mid-answer: end with an error, ask again and emit nothing until the text "
+        "agrees with what was sent, or continue from the prefix (upstreams with `continues: true`).",
+    )
+    attempts: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=5, description="How often the step is tried when its worker is lost or `on_cut` allows another call."
+    )
+    timeout_s: PositiveFloat = Field(default=600.0, description="The longest the whole step may take.")
+
+
+class Plan(StepModel):
+    """A tree of steps with one root."""
+
+    agent: Agent
+
+    @property
+    def answers(self) -> str:
+        """The agent whose deltas are the run's answer."""
+        return self.agent.name
+
+    def upstreams(self) -> frozenset[str]:
+        """Every upstream that the plan names."""
+        return frozenset(self.agent.upstream)

@@ -1,0 +1,117 @@
+"""Runs: one execution of a model's plan, the states it can be in, who may see it, and what was asked of it. No I/O.
+
+On the wire a run's id is both `task_id` and `workflow_id`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from orchestrator.errors import Failure
+
+
+class RunState(StrEnum):
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+
+    @property
+    def ended(self) -> bool:
+        return self in _ENDED
+
+
+_ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.TIMEOUT})
+
+MOVES: Mapping[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.PAUSED}) | _ENDED,
+    RunState.RUNNING: frozenset({RunState.RUNNING, RunState.PAUSED}) | _ENDED,
+    RunState.PAUSED: frozenset({RunState.RUNNING}) | _ENDED,
+    RunState.COMPLETED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELLED: frozenset(),
+    RunState.TIMEOUT: frozenset(),
+}
+"""Which state may follow which. A run that ended stays as it ended."""
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """On whose behalf a call is made. Everything it may see follows from its tenant."""
+
+    tenant: str
+    key_id: str
+
+
+class ChatOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the run's chat stream was asked for. Kept with the run, so that a resumed stream has identical bytes."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    events: bool = False
+    stream_ids: bool = False
+
+
+class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that executing a run needs, stored beside its log until both expire. Never in an event or a Temporal history.
+
+    `body` is the OpenAI-shaped request (messages, tools, parameters …) without `model`, `stream`, `stream_options` and
+    `headgate_options`. `plan` is the validated plan as plain data: a run keeps the plan that it started with.
+    """
+
+    model: str
+    plan: dict[str, Any]
+    body: dict[str, Any]
+
+
+class Run(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A run as its log's metadata tells it. Times are milliseconds since the epoch.
+
+    `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    answers: str
+    created_ms: int
+    durable: bool = True
+    state: RunState = RunState.QUEUED
+    options: ChatOptions = ChatOptions()
+    session_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    deadline_ms: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a run ended, read from its ending event."""
+
+    state: RunState
+    failure: Failure | None = None
+    reason: str | None = None
+
+
+_RUN_ID = re.compile(r"task-[0-9a-f]{32}")
+
+
+def new_run_id(now_ms: int, random_bytes: Callable[[int], bytes]) -> str:
+    """`task-` and a UUIDv7 (RFC 9562, section 5.7) in hex: sorts by creation, 74 random bits cannot be guessed."""
+    random = int.from_bytes(random_bytes(10))
+    value = (now_ms & (1 << 48) - 1) << 80
+    value |= 0x7 << 76 | (random >> 68 & 0xFFF) << 64
+    value |= 0b10 << 62 | random & (1 << 62) - 1
+    return f"task-{value:032x}"
+
+
+def is_run_id(text: str) -> bool:
+    """Whether `text` can be a run's id at all; anything else needs no look-up and must never reach a key's name."""
+    return _RUN_ID.fullmatch(text) is not None
