@@ -56,9 +56,7 @@ class Catalog:
         for prefix, entry in self._prefixes:
             if name.startswith(prefix) and len(name) > len(prefix):
                 return Resolved(name, name[len(prefix) :], entry)
-        raise ModelNotFound(
-            f"The model '{name[:200]}' does not exist. GET /v1/models lists those that do.", param="model"
-        )
+        raise ModelNotFound(f"The model '{name[:200]}' does not exist. GET /v1/models lists those that do.", param="model")
 
     def named(self) -> Iterator[tuple[str, ModelEntry]]:
         """Entries with an exact name, in the order of the configuration."""

@@ -1,0 +1,27 @@
+"""What every door's encoder is: a fold from a run's entries to bytes, with no clock and no socket.
+
+The bytes are a pure function of the log and of the options the stream was asked for with, so a stream can be resumed on any
+replica, at any point, with identical bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from orchestrator.errors import Failure
+from orchestrator.events import Entry, Gap
+
+
+class Encoder(Protocol):
+    failure: Failure | None
+    """Why the stream ends in an error, once that is known. A door that has sent nothing yet answers it as an HTTP status."""
+
+    ended: bool
+    """The last frame has been returned; the body ends after it."""
+
+    def encode(self, items: Sequence[Entry | Gap]) -> bytes:
+        """All frames that these items cause, in order, as one piece to write; often empty."""
+
+    def keepalive(self, silent_s: float) -> bytes:
+        """What to send after `silent_s` seconds in which no frame was due."""
