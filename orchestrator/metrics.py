@@ -1,0 +1,72 @@
+"""What the orchestrator counts, as plain calls that whoever serves the numbers implements. No I/O, no library.
+
+Labels are words of our own closed sets, never text that a client or an upstream chose. Methods on the path of a token
+(`append`, `fenced`) cost at most a few microseconds and never raise.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from orchestrator.runs import RunState
+
+
+class Metrics(Protocol):
+    def run_started(self) -> None:
+        """A run's log was opened here."""
+
+    def run_ended(self, state: RunState, seconds: float) -> None:
+        """An ending was appended here, so many seconds after the run was created."""
+
+    def first_token(self, seconds: float) -> None:
+        """The answering agent's first delta, so many seconds after the run was created."""
+
+    def append(self, events: int, seconds: float) -> None:
+        """One append took so many events and this long."""
+
+    def fenced(self) -> None:
+        """An append was refused because a later attempt has taken over."""
+
+    def gap(self) -> None:
+        """A reader was told that events are missing."""
+
+    def upstream_error(self, kind: str) -> None:
+        """An upstream failed; `kind` is `UpstreamError.kind`."""
+
+    def upstream_note(self, what: str) -> None:
+        """An upstream did something odd; `what` is `Note.what`."""
+
+    def takeover(self) -> None:
+        """An attempt continued what another had begun."""
+
+    def archive_backlog(self, runs: int) -> None:
+        """So many ended runs wait to be archived."""
+
+    def archived(self, runs: int) -> None:
+        """So many runs were copied to the archive."""
+
+
+class NoMetrics:
+    """Counts nothing. For tests, and for tools that serve no numbers."""
+
+    def run_started(self) -> None: ...
+
+    def run_ended(self, state: RunState, seconds: float) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def append(self, events: int, seconds: float) -> None: ...
+
+    def fenced(self) -> None: ...
+
+    def gap(self) -> None: ...
+
+    def upstream_error(self, kind: str) -> None: ...
+
+    def upstream_note(self, what: str) -> None: ...
+
+    def takeover(self) -> None: ...
+
+    def archive_backlog(self, runs: int) -> None: ...
+
+    def archived(self, runs: int) -> None: ...
