@@ -18,7 +18,7 @@ The docstring of a class is its default message; it is written for the person wh
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 import msgspec
 
@@ -41,7 +41,7 @@ class HeadgateError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str = "internal_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(
         self,
@@ -139,5 +139,5 @@ class RunFailed(HeadgateError):
     def of(cls, failure: Failure) -> Self:
         """The exception a door raises for a run whose log says that it failed."""
         error = cls(failure.message, code=failure.code, param=failure.param, retry_after_s=failure.retry_after_s)
-        error.status, error.type = failure.status, failure.type
+        error.status, error.type, error.retryable = failure.status, failure.type, failure.retryable
         return error

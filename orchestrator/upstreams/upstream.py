@@ -30,7 +30,10 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """A piece of one choice. Tool-call deltas are normalised: `index` always; id, type and name once per tool call."""
+    """A piece of one choice. Tool-call deltas are normalised: `index` always; id, type and name once per tool call.
+
+    `function_call` is the older way to call a function, passed on as the upstream sent it.
+    """
 
     choice: int = 0
     content: str | None = None
@@ -38,6 +41,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: dict[str, Any] | None = None
+    function_call: dict[str, Any] | None = None
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -94,7 +98,10 @@ class Upstream(Protocol):
     """Whether it can continue an answer from `Call.prefix`."""
 
     def stream(self, call: Call) -> AsyncGenerator[Sequence[Piece], None]:
-        """The answer, several pieces at a time: all that one read from the socket brought. Raises UpstreamError."""
+        """The answer, several pieces at a time: all that one read from the socket brought. Raises UpstreamError.
+
+        A reader that may leave early wraps it in `contextlib.aclosing`. Usage comes at most once, last.
+        """
 
     async def models(self) -> Sequence[ModelCard]:
         """What the upstream says it serves. Bounded in time; raises UpstreamError."""
@@ -125,6 +132,20 @@ class UpstreamRejected(UpstreamError):
 
     code = "upstream_rejected"
     kind = "status"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int = 502,
+        type: str = "upstream_error",
+        code: str | None = None,
+        param: str | None = None,
+        retryable: bool = True,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, param=param, retry_after_s=retry_after_s)
+        self.status, self.type, self.retryable = status, type, retryable
 
 
 class UpstreamCut(UpstreamError):
