@@ -1,0 +1,258 @@
+"""The configuration: its shape, its defaults, and how it is loaded. The only place that reads any.
+
+Precedence, strongest first: flags, `HEADGATE_…` environment variables, the file, the defaults below. The commented
+`config.yaml` in the repository is these defaults written out; a test keeps the two equal. Unknown keys and references to
+things that do not exist are refused with their path. Secrets have a type that does not print.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from gateway.settings_errors import ConfigError, Inconsistent, Problem, did_you_mean, explain
+from gateway.settings_layers import Override, from_environment, interpolate, overlay, parse_yaml, source_of
+from orchestrator.catalog import ModelEntry
+from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
+
+KIB, MIB = 1024, 1024 * 1024
+
+DEMO: Mapping[str, Any] = {
+    "upstreams": {"demo": {"kind": "scripted"}},
+    "models": {"headgate-demo": {"plan": {"agent": {"upstream": "demo"}}}},
+}
+"""What is served when nobody names an upstream or a model."""
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Server(Section):
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 is every IPv4 address.")
+    port: int = Field(default=8080, ge=0, le=65535, description="0: a free one.")
+    max_body_bytes: ByteSize = Field(default=ByteSize(32 * MIB), gt=0, description="A larger request body is a 413.")
+    max_header_bytes: ByteSize = Field(default=ByteSize(64 * KIB), gt=0, description="Largest single header field of a request.")
+    drain_s: float = Field(
+        default=20.0, ge=0, description="After SIGTERM: how long open streams may go on before they are closed."
+    )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+
+def _presentable(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("should be printable ASCII without spaces, and not empty: it travels in a header")
+    return key
+
+
+class Key(Section):
+    """An API key, and on whose behalf its bearer acts."""
+
+    key: Annotated[SecretStr, AfterValidator(_presentable)]
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Stands for the key in logs and metrics.")
+    tenant: str = Field(
+        default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Keys of a tenant see each other's runs."
+    )
+
+
+class Auth(Section):
+    mode: Literal["off", "keys"] = "off"
+    keys: tuple[Key, ...] = ()
+
+
+class TemporalAddress(Section):
+    """A Temporal server somewhere else."""
+
+    address: str = Field(pattern=r"^[^\s/]+:\d{1,5}$", description="host:port")
+    namespace: str = "default"
+    tls: bool = False
+    api_key: SecretStr | None = None
+
+
+def _spelled_out(value: object) -> object:
+    return {"address": value} if isinstance(value, str) and value != "embedded" else value
+
+
+def _scheme(*allowed: str) -> AfterValidator:
+    def check(value: SecretStr | str) -> SecretStr | str:
+        if isinstance(value, SecretStr) and not value.get_secret_value().startswith(allowed):
+            raise ValueError(f"should be 'embedded' or an address that begins with {' or '.join(allowed)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _embedded_or_else(value: object) -> str:
+    return "embedded" if value == "embedded" else "address"
+
+
+Embedded = Annotated[Literal["embedded"], Tag("embedded")]
+Address = Annotated[Embedded | Annotated[SecretStr, Tag("address")], Discriminator(_embedded_or_else)]
+"""`embedded`, or an address, which may hold a password and so does not print."""
+
+
+class Backends(Section):
+    """`embedded` starts the real thing as a child process with its data under `data_dir`."""
+
+    redis: Annotated[Address, _scheme("redis://", "rediss://", "unix://")] = "embedded"
+    temporal: Annotated[
+        Embedded | Annotated[TemporalAddress, Tag("address")],
+        Discriminator(_embedded_or_else),
+        BeforeValidator(_spelled_out),
+    ] = "embedded"
+    postgres: Annotated[Address, _scheme("postgresql://", "postgres://")] = "embedded"
+
+
+class LogSettings(Section):
+    """The event log: how long it keeps what, and how much memory it may take here."""
+
+    retention_hours: PositiveFloat = Field(default=24.0, description="A run's events expire so long after its last one.")
+    max_events_per_run: PositiveInt = Field(
+        default=500_000, description="Beyond it the oldest go; their readers are told of a gap."
+    )
+    ring_bytes: ByteSize = Field(
+        default=ByteSize(MIB), gt=0, description="Recent events kept in memory per run that has readers."
+    )
+    writer_buffer_bytes: ByteSize = Field(
+        default=ByteSize(MIB), gt=0, description="Events a run may have waiting for Redis; at the bound its upstream is not read."
+    )
+
+
+class Streams(Section):
+    keepalive_s: PositiveFloat = Field(default=10.0, description="Silence after which a comment is sent.")
+    hold_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="How long headers wait for the first output, so that an early failure is a real HTTP status.",
+    )
+    stall_timeout_s: PositiveFloat = Field(default=60.0, description="A client that takes no bytes for so long is disconnected.")
+
+
+class Runs(Section):
+    heartbeat_s: PositiveFloat = Field(
+        default=5.0, description="A worker that is silent for so long has lost its run to the next attempt."
+    )
+    janitor_s: PositiveFloat = Field(default=10.0, description="How often runs without an ending or a start are looked for.")
+
+
+class Logging(Section):
+    """What the process says about itself. Prompts and answers are not in it."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(Section):
+    """Everything that can be configured."""
+
+    server: Server = Server()
+    data_dir: Path = Field(default=Path(".headgate"), description="Where embedded backends keep their data.")
+    auth: Auth = Auth()
+    backends: Backends = Backends()
+    upstreams: dict[str, UpstreamConfig] = Field(min_length=1)
+    models: dict[str, ModelEntry] = Field(min_length=1)
+    log: LogSettings = LogSettings()
+    streams: Streams = Streams()
+    runs: Runs = Runs()
+    logging: Logging = Logging()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demo(cls, data: Any) -> Any:
+        """Whoever names neither upstreams nor models gets the demo; whoever names one must name the other."""
+        if isinstance(data, dict) and not DEMO.keys() & data.keys():
+            return {**DEMO, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problems := [*_access_problems(self), *_model_problems(self)]:
+            raise Inconsistent(problems)
+        return self
+
+
+def _access_problems(settings: Settings) -> Iterator[Problem]:
+    auth, server = settings.auth, settings.server
+    if auth.mode == "keys" and not auth.keys:
+        yield ("auth", "keys"), "mode is 'keys', so at least one is needed"
+    if auth.mode == "off" and auth.keys:
+        yield ("auth", "mode"), "is 'off' although auth.keys has some; set it to keys, or take the keys out"
+    elif auth.mode == "off" and not server.loopback:
+        yield (
+            ("auth", "mode"),
+            f"'off' is refused while server.host is {server.host}, which other machines can reach; "
+            "set auth.mode to keys and list auth.keys, or set server.host to 127.0.0.1",
+        )
+    for field in ("key", "name"):
+        seen = set()
+        for number, key in enumerate(auth.keys):
+            if (value := getattr(key, field)) in seen:
+                yield ("auth", "keys", str(number), field), "is that of another key as well"
+            seen.add(value)
+
+
+def _model_problems(settings: Settings) -> Iterator[Problem]:
+    upstreams = settings.upstreams
+    for name, entry in settings.models.items():
+        if "*" in name and name != "*" and not (name.endswith("/*") and name.count("*") == 1):
+            yield ("models", name), "is neither an exact name, nor prefix/*, nor *"
+        agent, path = entry.plan.agent, ("models", name, "plan", "agent")
+        for upstream in agent.upstream:
+            if upstream not in upstreams:
+                yield (*path, "upstream"), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
+            elif agent.on_cut == "continue" and not _continues(upstreams[upstream]):
+                yield (*path, "on_cut"), f"'continue' needs `continues: true` at upstreams.{upstream}; or choose 'regenerate'"
+
+
+def _continues(upstream: UpstreamConfig) -> bool:
+    return upstream.continues if isinstance(upstream, OpenAIConfig) else True
+
+
+def load(file: Path | None = None, *, flags: Sequence[Override] = (), environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings that the file, the environment and the flags make together. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    origin = "configuration" if file is None else str(file)
+    data: dict[str, Any] = dict(DEMO)
+    if file is not None:
+        try:
+            data = interpolate(parse_yaml(file.read_text("utf-8"), origin), environ, origin)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{origin}: cannot be read: {error}"]) from error
+    overrides = [*from_environment(environ, Settings.model_fields), *flags]
+    data = overlay(data, overrides)
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        schema = Settings.model_json_schema()
+        raise ConfigError(explain(error, data, schema, lambda path: source_of(path, origin, overrides))) from None
