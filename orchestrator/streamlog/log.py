@@ -30,7 +30,7 @@ from typing import Protocol
 import msgspec
 
 from orchestrator.errors import InvalidPosition, LogRefused, Unavailable
-from orchestrator.events import Entry
+from orchestrator.events import Entry, Event
 from orchestrator.runs import Run, RunRequest, RunState
 
 ACK_WINDOW = 16
@@ -160,8 +160,16 @@ class Log(Protocol):
     listener: Listener | None
     """Called, without awaiting, for each batch that this process appends, and for batches of watched runs from elsewhere."""
 
-    async def open(self, run: Run, request: RunRequest, bodies: Sequence[bytes]) -> Appended:
-        """Create the run's log with its first events, by writer `engine`. Raises LogExists."""
+    watched: Callable[[str], None] | None
+    """Called when notifications for a watched run have begun to flow: what was appended just before has to be read."""
+
+    async def open(
+        self, run: Run, request: RunRequest, bodies: Sequence[bytes], *, events: Sequence[Event] | None = None
+    ) -> Appended:
+        """Create the run's log with its first events, by writer `engine`. Raises LogExists.
+
+        `events`, here and in `append`, are the decoded bodies if the caller has them, so that local readers need not decode.
+        """
 
     async def append(
         self,
@@ -171,10 +179,14 @@ class Log(Protocol):
         producer_seq: int,
         bodies: Sequence[bytes],
         *,
+        events: Sequence[Event] | None = None,
         state: RunState | None = None,
         ends: bool = False,
+        lease_ms: int = 0,
     ) -> Appended:
         """Append encoded events in one step, moving the run to `state` if given; `ends` closes the log.
+
+        `lease_ms` > 0 takes or renews the writer's lease for this attempt in the same step.
 
         `producer_seq` 0 means that the writer keeps no sequence: the append is applied whenever it arrives, so it must be
         harmless to apply twice or refused the second time (an ending is). Raises Fenced, LogClosed, AppendSkipped,
@@ -184,8 +196,12 @@ class Log(Protocol):
     async def claim(self, run_id: str, writer: str, attempt: int, lease_ms: int) -> Claim:
         """Take or renew the writer for this attempt. `lease_ms` 0 releases it. Raises Fenced, LogClosed, LogMissing."""
 
-    async def read(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
-        """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Empty at the tail and for a missing log."""
+    async def read(self, run_id: str, after_seq: int, limit: int, *, after_ms: int | None = None) -> list[Entry]:
+        """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Empty at the tail and for a missing log.
+
+        With `after_ms` it is the entries whose `(ms, seq)` is greater: faster, and where the log has lost the named event and was
+        written anew, the first entry is not `after_seq + 1`, which tells the caller so.
+        """
 
     async def find(self, run_id: str, seq: int) -> Entry | None:
         """The entry with this `seq`, if the log still holds it."""
