@@ -1,0 +1,136 @@
+"""A small pool of PostgreSQL connections that never makes anybody wait for long.
+
+Nothing here blocks a start: the pool connects when it is first used, and the schema is brought up to date in the background, with
+backoff for as long as the database is away. Whoever asks for a connection has one within the bound or gets StoreUnavailable;
+so does whoever holds one for longer. Streaming does not depend on any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, TypeAlias
+
+import asyncpg
+import structlog
+
+from orchestrator.errors import HeadgateError, Unavailable
+from orchestrator.store.queries import load_queries
+from orchestrator.store.schema import load_migrations, migrate
+
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
+
+_AWAY = (
+    OSError,  # refused, reset, timed out
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # starting up, shutting down
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that was not promoted yet
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InternalClientError,  # the protocol was cut in the middle
+)
+"""What waiting can heal."""
+
+_REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What it cannot."""
+
+_MIGRATE_BOUND_S = 60.0
+_BACKOFF_S = (0.1, 5.0)
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class StoreUnavailable(Unavailable):
+    """The archive's database did not answer in time. Streaming goes on without it; try again shortly."""
+
+    code = "store_unavailable"
+
+
+class StoreRefused(HeadgateError):
+    """The archive's database refused a statement."""
+
+    code = "store_refused"
+
+
+class Database:
+    """Use as a context manager; entering it waits for nothing."""
+
+    def __init__(self, dsn: str, *, connections: int = 4, bound_s: float = 2.0) -> None:
+        self.queries: Mapping[str, str] = load_queries()
+        self._pool = asyncpg.create_pool(dsn, min_size=0, max_size=connections)
+        self._bound_s = bound_s
+        self._ready = asyncio.Event()
+        self._away = False
+        self._preparing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._pool  # connects nothing: its least size is 0
+        self._preparing = asyncio.create_task(self._prepare(), name="postgres-schema")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
+        try:
+            async with asyncio.timeout(self._bound_s):
+                await self._pool.close()
+        except _AWAY:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self, bound_s: float | None = None) -> AsyncIterator[Connection]:
+        """A connection to a database whose schema is up to date, for at most `bound_s`.
+
+        Raises StoreUnavailable; at once while the database has not been reached since the start.
+        """
+        if self._away:
+            raise StoreUnavailable
+        with _translated():
+            async with asyncio.timeout(bound_s or self._bound_s):
+                await self._ready.wait()
+                async with self._acquired() as connection:
+                    yield connection
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
+        connection = await self._pool.acquire()
+        try:
+            yield connection
+        except asyncio.CancelledError:
+            connection.terminate()  # to cancel politely would mean to wait for a server that may not answer
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def _prepare(self) -> None:
+        """Bring the schema up to date, however long the database is away."""
+        migrations = load_migrations()
+        delay_s, longest_s = _BACKOFF_S
+        while not self._ready.is_set():
+            try:
+                async with asyncio.timeout(_MIGRATE_BOUND_S), self._acquired() as connection:
+                    applied = await migrate(connection, self.queries, migrations)
+            except (*_AWAY, *_REFUSED) as error:
+                self._away = True
+                log.warning("postgres is away", error=str(error) or type(error).__name__, retry_s=delay_s)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, longest_s)
+            else:
+                self._away = False
+                self._ready.set()
+                log.info("postgres is ready", migrations=[migration.name for migration in applied])
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns the driver's exceptions into ours."""
+    try:
+        yield
+    except _AWAY as error:
+        raise StoreUnavailable from error
+    except _REFUSED as error:
+        raise StoreRefused from error

@@ -1,0 +1,128 @@
+"""A finished run as the archive keeps it, and how it becomes rows and a `Run` again. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from orchestrator.events import ENDINGS, Entry, Event
+from orchestrator.runs import ChatOptions, Run, RunState
+from orchestrator.upstreams.upstream import Usage
+
+Row: TypeAlias = tuple[Any, ...]
+
+EVENT_COLUMNS = ("run_id", "seq", "ms", "type", "body")
+RUN_COLUMNS = (
+    "id",
+    "tenant",
+    "model",
+    "answers",
+    "durable",
+    "state",
+    "session_id",
+    "options",
+    "metadata",
+    "created_ms",
+    "started_ms",
+    "ended_ms",
+    "deadline_ms",
+    "finish_reason",
+    "error",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "usage_estimated",
+    "last_seq",
+    "last_ms",
+)
+
+_TYPE = len(b'{"type":"')
+"""Where the name of the type begins in an event's body: `events.encode` writes fields in the order of their declaration."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A run that ended, with the entries worth keeping, oldest first. `last` is the log's last entry."""
+
+    run: Run
+    entries: Sequence[Entry]
+    last: Entry
+
+    def run_row(self) -> Row:
+        """Values of RUN_COLUMNS."""
+        run, ending = self.run, _ending(self.entries)
+        payload = (ending.payload if ending else None) or {}
+        usage = _usage(payload.get("usage"))
+        return (
+            run.id,
+            _text(run.tenant),
+            _text(run.model),
+            _text(run.answers),
+            run.durable,
+            run.state.value,
+            _text(run.session_id),
+            _json(run.options),
+            _json(run.metadata),
+            run.created_ms,
+            run.started_ms,
+            run.ended_ms,
+            run.deadline_ms,
+            _text(payload.get("finish_reason")),
+            _json(payload.get("error")),
+            *((None,) * 6 if usage is None else msgspec.structs.astuple(usage)),
+            self.last.seq,
+            self.last.ms,
+        )
+
+    def event_rows(self) -> Iterator[Row]:
+        """Values of EVENT_COLUMNS, a tuple for each entry."""
+        run_id = self.run.id
+        for entry in self.entries:
+            body = entry.body
+            yield run_id, entry.seq, entry.ms, body[_TYPE : body.index(b'"', _TYPE)].decode(), body
+
+
+def run_of(row: Mapping[str, Any]) -> Run:
+    """The run that a row of `runs` describes."""
+    return Run(
+        id=row["id"],
+        tenant=row["tenant"],
+        model=row["model"],
+        answers=row["answers"],
+        created_ms=row["created_ms"],
+        durable=row["durable"],
+        state=RunState(row["state"]),
+        options=msgspec.json.decode(row["options"], type=ChatOptions),
+        session_id=row["session_id"],
+        metadata=None if row["metadata"] is None else msgspec.json.decode(row["metadata"]),
+        deadline_ms=row["deadline_ms"],
+        started_ms=row["started_ms"],
+        ended_ms=row["ended_ms"],
+    )
+
+
+def _ending(entries: Sequence[Entry]) -> Event | None:
+    """How the run ended; STREAM_END directly follows it."""
+    return next((entry.event for entry in reversed(entries[-2:]) if entry.event.type in ENDINGS), None)
+
+
+def _usage(value: object) -> Usage | None:
+    """An ending may come from a user's own worker, so nothing is sure about its payload."""
+    try:
+        return None if value is None else msgspec.convert(value, Usage)
+    except msgspec.ValidationError:
+        return None
+
+
+def _text(value: object) -> str | None:
+    """PostgreSQL's text cannot hold NUL or half a surrogate pair, and a client chooses some of these strings."""
+    if not isinstance(value, str):
+        return None
+    return value if value.isprintable() else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,183 @@
+"""The archive: what runs said, kept in PostgreSQL after their logs have expired.
+
+A run that ends is put in the log's set of runs to archive, in the same step that closes its log. A loop takes runs from there,
+copies their entries and a summary, and only then tells the log that they are archived. So PostgreSQL being away delays this and
+loses nothing, a crash at any point makes at most a repetition, and a repetition has no effect.
+
+Deltas are not archived: the whole text is in LLM_OUTPUT. An archived run therefore has positions that are missing.
+
+One process at a time does this work, by a lease. Runs are taken many at once, because a transaction for each would cost more
+than the run did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import structlog
+
+from orchestrator.errors import Unavailable
+from orchestrator.events import Entry
+from orchestrator.metrics import Metrics, NoMetrics
+from orchestrator.runs import Run
+from orchestrator.store.postgres import Record, StoreRefused
+from orchestrator.streamlog.log import Log, RunCursor
+
+_DELTA = b'{"type":"LLM_PARTIAL"'
+_PAGE = 1000
+_BATCH_RUNS = 200
+_BATCH_BYTES = 8 << 20
+_LEASE_MS = 10_000
+_BACKOFF_S = (0.25, 5.0)
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class ArchiveStore(Protocol):
+    """Where the archive is kept. `store.postgres` is the one there is."""
+
+    async def ping(self) -> None: ...
+    async def write(self, records: Sequence[Record]) -> None: ...
+    async def run(self, run_id: str) -> Run | None: ...
+    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]: ...
+    async def entries(self, run_id: str, after_seq: int, limit: int) -> list[Entry]: ...
+    async def find(self, run_id: str, seq: int) -> Entry | None: ...
+
+
+class Archive:
+    """Archives while it is entered. Reading it needs only the store. Reads raise StoreUnavailable when that is away.
+
+    `owner` names this process in the lease.
+    """
+
+    def __init__(
+        self,
+        event_log: Log,
+        store: ArchiveStore,
+        owner: str,
+        *,
+        metrics: Metrics | None = None,
+        poll_s: float = 2.0,
+    ) -> None:
+        self._log = event_log
+        self._store = store
+        self._owner = owner
+        self._metrics = metrics or NoMetrics()
+        self._poll_s = poll_s
+        self._ended = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._loop(), name="archive")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def nudge(self) -> None:
+        """A run ended in this process. The next round comes when there are enough for a batch, or with the next poll."""
+        self._ended += 1
+        if self._ended >= _BATCH_RUNS:
+            self._wake.set()
+
+    async def run(self, run_id: str) -> Run | None:
+        return await self._store.run(run_id)
+
+    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
+        """The tenant's runs that come after the cursor, newest first."""
+        return await self._store.runs(tenant, before, limit)
+
+    async def entries(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
+        """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Positions of deltas are missing."""
+        return await self._store.entries(run_id, after_seq, limit)
+
+    async def find(self, run_id: str, seq: int) -> Entry | None:
+        return await self._store.find(run_id, seq)
+
+    async def _loop(self) -> None:
+        delay_s, longest_s = _BACKOFF_S
+        while True:
+            try:
+                while await self._round():
+                    pass
+            except Unavailable as error:
+                log.warning("archiving waits", error=error.code, retry_s=delay_s)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, longest_s)
+            except Exception:
+                log.exception("archiving failed", retry_s=longest_s)
+                await asyncio.sleep(longest_s)
+            else:
+                delay_s = _BACKOFF_S[0]
+                await self._woken()
+
+    async def _woken(self) -> None:
+        try:
+            async with asyncio.timeout(self._poll_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass  # time to poll
+        self._ended = 0
+        self._wake.clear()
+
+    async def _round(self) -> bool:
+        """Archive one batch. Whether there may be more."""
+        if not await self._log.lease("archive", self._owner, _LEASE_MS):
+            return False
+        run_ids = await self._log.unarchived(_BATCH_RUNS)
+        self._metrics.archive_backlog(len(run_ids) if len(run_ids) < _BATCH_RUNS else await self._log.unarchived_count())
+        if not run_ids:
+            return False
+        await self._store.ping()  # before everything is read from the log for nothing
+        taken, records = await self._gather(run_ids)
+        await self._write(records)
+        await self._log.archived(taken)
+        self._metrics.archived(len(records))
+        return True
+
+    async def _gather(self, run_ids: Sequence[str]) -> tuple[Sequence[str], Sequence[Record]]:
+        """As many of these runs as make a batch: which they are, and the records of those that still have a log."""
+        records: list[Record] = []
+        size = 0
+        for count, run_id in enumerate(run_ids, 1):
+            record = await self._record(run_id)
+            if record is None:
+                log.warning("a run's log was gone before it was archived", run_id=run_id)
+                continue
+            records.append(record)
+            size += sum(len(entry.body) for entry in record.entries)
+            if size >= _BATCH_BYTES:
+                return run_ids[:count], records
+        return run_ids, records
+
+    async def _record(self, run_id: str) -> Record | None:
+        run = await self._log.run(run_id)
+        entries: list[Entry] = []
+        page: Sequence[Entry] = ()
+        seq = 0
+        while run is not None and (page := await self._log.read(run_id, seq, _PAGE)):
+            entries += [entry for entry in page if not entry.body.startswith(_DELTA)]
+            last, seq = page[-1], page[-1].seq
+            if len(page) < _PAGE:
+                break
+        return Record(run, entries, last) if run is not None and seq else None
+
+    async def _write(self, records: Sequence[Record]) -> None:
+        try:
+            if records:
+                await self._store.write(records)
+        except StoreRefused:
+            await self._write_each(records)
+
+    async def _write_each(self, records: Sequence[Record]) -> None:
+        """One run that the database will not take must not hold up the others for ever."""
+        for record in records:
+            try:
+                await self._store.write([record])
+            except StoreRefused as error:
+                log.exception("a run cannot be archived", run_id=record.run.id, error=str(error.__cause__))

@@ -1,0 +1,153 @@
+"""What was written comes back to the byte, once, in order; and a database that is away costs a bounded wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+
+from orchestrator.events import Entry, Event, encode
+from orchestrator.runs import ChatOptions, Run, RunState
+from orchestrator.store.postgres import Postgres, Record, StoreRefused, StoreUnavailable
+from orchestrator.streamlog.log import RunCursor
+
+pytestmark = pytest.mark.local
+
+_AT = "2025-01-01T00:00:00.000Z"
+
+
+def make_run(number: int = 1, *, created_ms: int = 1_700_000_000_000, tenant: str = "acme", **changes: object) -> Run:
+    facts: dict[str, object] = {"state": RunState.COMPLETED, "started_ms": created_ms + 5, "ended_ms": created_ms + 9} | changes
+    return Run(f"task-{number:032x}", tenant, "headgate-demo", "agent", created_ms, **facts)  # type: ignore[arg-type]
+
+
+def make_record(run: Run, *events: Event) -> Record:
+    completed = {"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}, "finish_reason": "stop"}
+    said = events or (
+        Event("WORKFLOW_STARTED", _AT),
+        Event("LLM_OUTPUT", _AT, "agent", "hällo\0\u2028", {"call_id": "c"}),
+        Event("WORKFLOW_COMPLETED", _AT, payload=completed),
+        Event("STREAM_END", _AT),
+    )
+    entries = [Entry(3 * seq, run.created_ms + seq, encode(event)) for seq, event in enumerate(said, 1)]
+    return Record(run, entries, entries[-1])
+
+
+async def fetch(url: str, query: str) -> list[tuple[object, ...]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+async def test_a_run_and_its_entries_come_back_as_they_were(postgres: Postgres) -> None:
+    run = make_run(
+        session_id="s", metadata={"a": ["\0", 1.5, None]}, options=ChatOptions(include_usage=True), durable=False, deadline_ms=9
+    )
+    record = make_record(run)
+    await postgres.write([record])
+
+    assert await postgres.run(run.id) == run
+    assert await postgres.entries(run.id, 0, 100) == record.entries
+    assert await postgres.entries(run.id, 3, 2) == record.entries[1:3]
+    assert await postgres.find(run.id, 6) == record.entries[1]
+    assert await postgres.find(run.id, 5) is None
+    assert await postgres.run("task-" + "f" * 32) is None
+    assert await postgres.entries("task-" + "f" * 32, 0, 100) == []
+
+
+async def test_the_ending_is_readable_in_sql(postgres: Postgres, database: str) -> None:
+    failed = Event("WORKFLOW_FAILED", _AT, payload={"error": {"code": "upstream_cut", "message": "cut"}})
+    odd = Event("WORKFLOW_COMPLETED", _AT, payload={"usage": {"prompt_tokens": "many"}, "finish_reason": 7})
+    end = Event("STREAM_END", _AT)
+    await postgres.write(
+        [
+            make_record(make_run(1)),
+            make_record(make_run(2, state=RunState.FAILED), failed, end),
+            make_record(make_run(3), odd, end),
+        ]
+    )
+    columns = "state, finish_reason, error->>'code', prompt_tokens, completion_tokens, total_tokens, usage_estimated, last_seq"
+    assert await fetch(database, f"SELECT {columns} FROM runs ORDER BY id") == [
+        ("COMPLETED", "stop", None, 3, 4, 7, False, 12),
+        ("FAILED", None, "upstream_cut", None, None, None, None, 6),
+        ("COMPLETED", None, None, None, None, None, None, 6),
+    ]
+    reason = "convert_from(body, 'UTF8')::json->'payload'->>'finish_reason'"
+    endings = f"SELECT {reason} FROM events WHERE type = 'WORKFLOW_COMPLETED' ORDER BY run_id"
+    assert await fetch(database, endings) == [("stop",), ("7",)]
+
+
+async def test_writing_again_changes_nothing(postgres: Postgres, database: str) -> None:
+    first = make_record(make_run(1))
+    await postgres.write([first])
+    again = Record(make_run(1, state=RunState.FAILED), [Entry(3, 1, encode(Event("X_OTHER", _AT)))], first.last)
+    await postgres.write([again, make_record(make_run(2))])
+
+    assert await postgres.run(first.run.id) == first.run
+    assert await postgres.entries(first.run.id, 0, 100) == first.entries
+    assert await fetch(database, "SELECT count(*) FROM runs") == [(2,)]
+
+
+async def test_replicas_that_write_the_same_runs_at_once_do_not_disturb_each_other(database: str) -> None:
+    """Inserted in different orders, two transactions with the same keys wait for each other: PostgreSQL calls it a deadlock."""
+    records = [make_record(make_run(number)) for number in range(60)]
+    async with Postgres(database) as one, Postgres(database) as two:
+        await asyncio.gather(*(store.write(part) for store in (one, two) for part in (records, records[::-1], records)))
+        assert len(await one.runs("acme", None, 100)) == 60
+
+
+async def test_a_tenants_runs_are_paged_newest_first_with_ties(postgres: Postgres) -> None:
+    runs = [make_run(number, created_ms=1000 + number // 3) for number in range(10)]
+    await postgres.write([make_record(run) for run in runs] + [make_record(make_run(99, tenant="other"))])
+
+    pages: list[list[Run]] = []
+    before: RunCursor | None = None
+    while page := await postgres.runs("acme", before, 4):
+        pages.append(page)
+        before = RunCursor(page[-1].created_ms, page[-1].id)
+    assert pages == [runs[:5:-1], runs[5:1:-1], runs[1::-1]]
+
+
+async def test_text_that_postgresql_cannot_hold_does_not_stop_a_batch(postgres: Postgres) -> None:
+    """A client chooses the model's name; with a NUL in it, the whole batch was refused and the archive stood still."""
+    run = make_run(1)
+    await postgres.write([make_record(Run(run.id, "acme", "a\0b\ud800\nc", "agent", 1, state=RunState.COMPLETED))])
+    kept = await postgres.run(run.id)
+    assert kept is not None
+    assert kept.model == "a\ufffdb?\nc"
+
+
+async def test_what_the_database_will_never_take_is_refused(postgres: Postgres) -> None:
+    good, no_number = make_record(make_run(1)), make_record(make_run(2, created_ms=1 << 80))
+    no_event = Record(make_run(3), [Entry(1, 1, b"rubbish")], Entry(1, 1, b"rubbish"))
+    for bad in (no_number, no_event):
+        with pytest.raises(StoreRefused):
+            await postgres.write([good, bad])
+    assert await postgres.run(good.run.id) is None
+
+
+async def test_many_starting_at_once_migrate_once(database: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(6):
+            group.create_task(start_and_ping(database))
+    assert await fetch(database, "SELECT version, name FROM schema_versions") == [(1, "runs_and_events")]
+
+
+async def start_and_ping(url: str) -> None:
+    async with Postgres(url, bound_s=10) as postgres:
+        await postgres.ping()
+
+
+async def test_away_at_the_start_is_told_soon_and_heals() -> None:
+    """Covered against a real outage in test_archive; here the port was never open."""
+    started = time.monotonic()
+    async with Postgres("postgresql://postgres@127.0.0.1:1/none") as postgres:
+        with pytest.raises(StoreUnavailable):
+            await postgres.ping()
+        with pytest.raises(StoreUnavailable):
+            await postgres.run("task-" + "0" * 32)
+    assert time.monotonic() - started < 2.5
