@@ -129,15 +129,18 @@ def overlay(data: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str,
 def source_of(path: Sequence[str], origin: str, overrides: Sequence[Override]) -> str:
     """What the value at `path` was last set by: an override, or else `origin`."""
     written = [_spelled(part) for part in path]
-    for override in reversed(overrides):
+    for override in overrides:
         if written[: len(override.path)] == [_spelled(part) for part in override.path]:
-            return override.origin
+            origin = override.origin
     return origin
 
 
 def _existing(place: Mapping[str, Any], part: str) -> str:
     """The key that `part` means: variables cannot spell capitals and hyphens, names of upstreams and models have them."""
-    return next((key for key in place if _spelled(key) == _spelled(part)), part)
+    for key in place:
+        if _spelled(key) == _spelled(part):
+            return key
+    return part
 
 
 def _spelled(key: str) -> str:

@@ -1,0 +1,220 @@
+"""The configuration: its defaults, where values come from, and what a mistake is called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from gateway.settings import Settings, TemporalAddress, load
+from gateway.settings_errors import ConfigError
+from gateway.settings_layers import Override
+
+SHIPPED = Path(__file__).parents[2] / "config.yaml"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+def mistakes(file: Path | None = None, environ: Mapping[str, str] | None = None, *flags: Override) -> list[str]:
+    """The lines of the refusal, without the folder that the file is in."""
+    with pytest.raises(ConfigError) as refusal:
+        load(file, environ=environ or {}, flags=flags)
+    return [line.replace(f"{file.parent}/", "") if file else line for line in refusal.value.lines]
+
+
+class TestDefaults:
+    def test_the_shipped_file_is_the_defaults_written_out(self) -> None:
+        assert load(SHIPPED, environ={}) == load(environ={}) == Settings.model_validate({})
+
+    def test_the_shipped_file_names_every_knob(self) -> None:
+        written = yaml.safe_load(SHIPPED.read_text("utf-8"))
+        assert list(written) == list(Settings.model_fields)
+        for name, field in Settings.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                assert list(written[name]) == list(field.annotation.model_fields), name
+
+    def test_the_examples_in_the_shipped_file_are_valid(self, tmp_path: Path) -> None:
+        """They become part of the file; what they replace leaves it."""
+        text = re.sub(r"(?m)^( *)#(?=\S|  )", r"\1", SHIPPED.read_text("utf-8"))
+        text = text.replace("  keys: []\n", "").replace("  mode: off ", "  mode: keys ")
+        text = re.sub(r"(?m)^  temporal: embedded.*\n", "", text)
+        settings = load(write(tmp_path, text), environ={})
+        assert list(settings.upstreams) == ["demo", "ollama", "vllm", "openai"]
+        assert list(settings.models) == ["headgate-demo", "local/*", "support", "*"]
+        assert isinstance(settings.backends.temporal, TemporalAddress)
+        assert settings.auth.keys[0].name == "alice"
+
+    def test_an_empty_file_and_an_empty_section_mean_the_defaults(self, tmp_path: Path) -> None:
+        assert load(write(tmp_path, ""), environ={}) == load(write(tmp_path, "log:\nserver:\n"), environ={}) == load(environ={})
+
+
+class TestLayers:
+    def test_flags_beat_the_environment_beats_the_file(self, tmp_path: Path) -> None:
+        file = write(tmp_path, "server: {host: localhost, port: 1, drain_s: 3}\n")
+        environ = {"HEADGATE_SERVER__PORT": "2", "HEADGATE_SERVER__DRAIN_S": "4"}
+        server = load(file, environ=environ, flags=[Override(("server", "port"), 3, "--port")]).server
+        assert (server.host, server.port, server.drain_s, server.max_body_bytes) == ("localhost", 3, 4.0, 32 * 1024 * 1024)
+
+    def test_references_to_the_environment(self, tmp_path: Path) -> None:
+        file = write(
+            tmp_path,
+            """
+server: {port: "${PORT}"}
+data_dir: ${HOME}/${DIR:-head gate}/${EMPTY}/${EMPTY:-full}/$${HOME}/$5
+""",
+        )
+        settings = load(file, environ={"PORT": "81", "HOME": "/root", "EMPTY": ""})
+        assert settings.server.port == 81
+        assert str(settings.data_dir) == "/root/head gate/full/${HOME}/$5"
+
+    def test_every_name_that_is_not_set_is_reported(self, tmp_path: Path) -> None:
+        file = write(tmp_path, "auth: {mode: keys, keys: [{key: '${A}', name: x}]}\ndata_dir: ${B}\n")
+        assert mistakes(file) == [
+            "config.yaml: auth.keys.0.key: environment variable A is not set (a default would be ${A:-…})",
+            "config.yaml: data_dir: environment variable B is not set (a default would be ${B:-…})",
+        ]
+
+    def test_a_secret_from_the_environment_is_taken_literally(self) -> None:
+        environ = {"HEADGATE_BACKENDS__REDIS": "redis://:pa${ss}@host"}
+        redis = load(environ=environ).backends.redis
+        assert isinstance(redis, SecretStr)
+        assert redis.get_secret_value() == "redis://:pa${ss}@host"
+
+    def test_a_whole_section_fits_in_one_variable_and_its_parts_go_on_top(self) -> None:
+        environ = {
+            "HEADGATE_UPSTREAMS__LOCAL_1__IDLE_TIMEOUT_S": "7",
+            "HEADGATE_UPSTREAMS": '{"Local-1": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}}',
+            "HEADGATE_MODELS": '{"*": {"plan": {"agent": {"upstream": "Local-1"}}}}',
+        }
+        settings = load(environ=environ)
+        assert list(settings.upstreams) == ["Local-1"]
+        assert settings.upstreams["Local-1"].idle_timeout_s == 7
+
+    def test_names_with_hyphens_can_be_reached(self) -> None:
+        assert load(environ={"HEADGATE_MODELS__HEADGATE_DEMO__DURABILITY": "none"}).models["headgate-demo"].durability == "none"
+
+    def test_variables_of_others_are_left_alone(self) -> None:
+        """A cluster sets HEADGATE_PORT=tcp://… for a service that is called headgate; the client reads HEADGATE_URL."""
+        environ = {"HEADGATE_PORT": "tcp://10.0.0.1:8080", "HEADGATE_SERVICE_HOST": "10.0.0.1", "HEADGATE_URL": "http://x"}
+        assert load(environ=environ) == load(environ={})
+
+    def test_off_is_a_word(self, tmp_path: Path) -> None:
+        """YAML 1.1 reads `off` as false, and the documented `mode: off` would be refused."""
+        assert load(write(tmp_path, "auth: {mode: off}\n"), environ={}).auth.mode == "off"
+
+    def test_naming_upstreams_without_models_does_not_bring_the_demo_back(self, tmp_path: Path) -> None:
+        file = write(tmp_path, "upstreams: {mine: {kind: scripted}}\n")
+        assert mistakes(file) == ["config.yaml: models: is missing"]
+
+
+MISTAKES: list[tuple[str, list[str]]] = [
+    ("sever: {port: 1}", ["unknown key 'sever' (did you mean 'server'?)"]),
+    ("server: {port: 80800}", ["server.port: should be less than or equal to 65535"]),
+    ("server: {prot: 1}", ["server: unknown key 'prot' (did you mean 'port'?)"]),
+    ("streams: {xyzzy: 1}", ["streams: unknown key 'xyzzy' (known: hold_s, keepalive_s, stall_timeout_s)"]),
+    ("backends: {temporal: {adress: 'a:1'}}", [
+        "backends.temporal.address: is missing",
+        "backends.temporal: unknown key 'adress' (did you mean 'address'?)",
+    ]),
+    ("backends: {redis: 'http://x'}", [
+        "backends.redis: should be 'embedded' or an address that begins with redis:// or rediss:// or unix://",
+    ]),
+    ("models: {foo: {plan: {agent: {upstream: demo, upstrem: demo}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.foo.plan.agent: unknown key 'upstrem' (did you mean 'upstream'?)",
+    ]),
+    ("models: {foo: {plan: {agent: {upstream: [demo, dmo]}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.foo.plan.agent.upstream: there is no upstream 'dmo' (did you mean 'demo'?)",
+    ]),
+    ("models: {f*: {plan: {agent: {upstream: demo}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.f*: is neither an exact name, nor prefix/*, nor *",
+    ]),
+    ("upstreams: {a: {kind: openai, base_url: 'http://h/v1'}}\nmodels: {m: {plan: {agent: {upstream: a, on_cut: continue}}}}", [
+        "models.m.plan.agent.on_cut: 'continue' needs `continues: true` at upstreams.a; or choose 'regenerate'",
+    ]),
+    ("upstreams: {a: {}, b: {kind: opnai}}\nmodels: {m: {plan: {agent: {upstream: a}}}}", [
+        "upstreams.a: needs 'kind'",
+        "upstreams.b: 'kind' should be one of 'scripted', 'openai'",
+    ]),
+    ("auth: {mode: keys}", ["auth.keys: mode is 'keys', so at least one is needed"]),
+    ("auth: {keys: [{key: a, name: a}]}", [
+        "auth.mode: is 'off' although auth.keys has some; set it to keys, or take the keys out",
+    ]),
+    ("auth: {mode: keys, keys: [{key: '', name: a}]}", [
+        "auth.keys.0.key: should be printable ASCII without spaces, and not empty: it travels in a header",
+    ]),
+    ("auth: {mode: keys, keys: [{key: s3cret, name: a}, {key: s3cret, name: a}]}", [
+        "auth.keys.1.key: is that of another key as well",
+        "auth.keys.1.name: is that of another key as well",
+    ]),
+    ("server: {host: 0.0.0.0}", [
+        "auth.mode: 'off' is refused while server.host is 0.0.0.0, which other machines can reach; "
+        "set auth.mode to keys and list auth.keys, or set server.host to 127.0.0.1",
+    ]),
+    ("- a", ["should consist of sections such as `server:`"]),
+]  # fmt: skip
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(("text", "lines"), MISTAKES)
+    def test_is_told_with_its_path(self, tmp_path: Path, text: str, lines: list[str]) -> None:
+        assert mistakes(write(tmp_path, text)) == [f"config.yaml: {line}" for line in lines]
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("server:\n  port: 1\n  port: 2\n", "config.yaml:3:3: key 'port' is given twice"),
+            ("server: {port: 1\nauth: x\n", "config.yaml:2:5: expected ',' or '}', but got ':'"),
+        ],
+    )
+    def test_in_the_yaml_is_told_with_its_line(self, tmp_path: Path, text: str, line: str) -> None:
+        assert mistakes(write(tmp_path, text)) == [line]
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        assert mistakes(tmp_path / "config.yaml")[0].startswith("config.yaml: cannot be read: [Errno 2] No such file")
+
+    def test_names_the_variable_or_flag_that_made_it(self) -> None:
+        assert mistakes(None, {"HEADGATE_SERVER__PORT": "many", "HEADGATE_AUTH__MOD": "off"}) == [
+            "HEADGATE_SERVER__PORT: server.port: should be a valid integer, unable to parse string as an integer",
+            "HEADGATE_AUTH__MOD: auth: unknown key 'mod' (did you mean 'mode'?)",
+        ]
+        assert mistakes(None, {"HEADGATE_SEVER__PORT": "1"}) == [
+            "HEADGATE_SEVER__PORT: there is no section 'sever' (did you mean 'server'?)"
+        ]
+        assert mistakes(None, {}, Override(("server", "port"), 70000, "--port")) == [
+            "--port: server.port: should be less than or equal to 65535"
+        ]
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+    def test_no_key_is_needed_on_loopback(self, host: str) -> None:
+        assert load(environ={"HEADGATE_SERVER__HOST": host}).auth.mode == "off"
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org"])
+    def test_a_key_is_needed_elsewhere(self, host: str) -> None:
+        assert mistakes(None, {"HEADGATE_SERVER__HOST": host})[0].startswith("configuration: auth.mode: 'off' is refused")
+
+
+def test_secrets_do_not_print(tmp_path: Path) -> None:
+    """Neither in a representation, nor in a dump, nor in the message about a mistake beside them."""
+    file = write(
+        tmp_path,
+        """
+auth: {mode: keys, keys: [{key: canary-1, name: a}]}
+backends: {redis: "redis://:canary-2@h", postgres: "postgresql://u:canary-3@h/d", temporal: {address: "h:1", api_key: canary-4}}
+upstreams: {a: {kind: openai, base_url: "http://h/v1", api_key: canary-5, headers: {x: canary-6}}}
+models: {m: {plan: {agent: {upstream: a}}}}
+""",
+    )
+    settings = load(file, environ={})
+    shown: list[Any] = [repr(settings), str(settings), settings.model_dump_json(), settings.model_dump()]
+    assert "canary" not in str(shown)
+    broken = write(tmp_path, file.read_text("utf-8").replace("h:1", "canary-7").replace("redis://", "canary-8"))
+    assert "canary" not in str(mistakes(broken))
