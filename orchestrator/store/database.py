@@ -62,8 +62,8 @@ class Database:
         self.queries: Mapping[str, str] = load_queries()
         self._pool = asyncpg.create_pool(dsn, min_size=0, max_size=connections)
         self._bound_s = bound_s
-        self._ready = asyncio.Event()
-        self._away = False
+        self._tried = asyncio.Event()
+        self._ready = False
         self._preparing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -87,11 +87,11 @@ class Database:
 
         Raises StoreUnavailable; at once while the database has not been reached since the start.
         """
-        if self._away:
-            raise StoreUnavailable
         with _translated():
             async with asyncio.timeout(bound_s or self._bound_s):
-                await self._ready.wait()
+                await self._tried.wait()
+                if not self._ready:
+                    raise StoreUnavailable
                 async with self._acquired() as connection:
                     yield connection
 
@@ -110,18 +110,18 @@ class Database:
         """Bring the schema up to date, however long the database is away."""
         migrations = load_migrations()
         delay_s, longest_s = _BACKOFF_S
-        while not self._ready.is_set():
+        while not self._ready:
             try:
                 async with asyncio.timeout(_MIGRATE_BOUND_S), self._acquired() as connection:
                     applied = await migrate(connection, self.queries, migrations)
             except (*_AWAY, *_REFUSED) as error:
-                self._away = True
+                self._tried.set()
                 log.warning("postgres is away", error=str(error) or type(error).__name__, retry_s=delay_s)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, longest_s)
             else:
-                self._away = False
-                self._ready.set()
+                self._ready = True
+                self._tried.set()
                 log.info("postgres is ready", migrations=[migration.name for migration in applied])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -12,6 +13,9 @@ from orchestrator.events import Entry, Event, encode
 from orchestrator.runs import ChatOptions, Run, RunState
 from orchestrator.store.postgres import Postgres, Record, StoreRefused, StoreUnavailable
 from orchestrator.streamlog.log import RunCursor
+
+if TYPE_CHECKING:
+    from tests.orchestrator.store.conftest import Wire
 
 pytestmark = pytest.mark.local
 
@@ -142,12 +146,56 @@ async def start_and_ping(url: str) -> None:
         await postgres.ping()
 
 
-async def test_away_at_the_start_is_told_soon_and_heals() -> None:
-    """Covered against a real outage in test_archive; here the port was never open."""
+async def test_a_database_that_was_never_there_is_told_at_once() -> None:
     started = time.monotonic()
-    async with Postgres("postgresql://postgres@127.0.0.1:1/none") as postgres:
+    async with Postgres("postgresql://postgres@127.0.0.1:1/none", bound_s=60) as postgres:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await postgres.ping()
+    assert time.monotonic() - started < 2
+
+
+async def test_a_database_that_comes_later_is_taken_up(wire: Wire) -> None:
+    await wire.cut()
+    async with Postgres(wire.url) as postgres:
         with pytest.raises(StoreUnavailable):
             await postgres.ping()
+        await wire.mend()
+        await reached(postgres)
+        assert await postgres.runs("acme", None, 1) == []
+
+
+async def test_a_database_that_stops_answering_costs_the_bound_and_no_more(wire: Wire) -> None:
+    """The driver's way to cancel a query is to ask the server, on a new connection, and to wait for the answer."""
+    async with Postgres(wire.url, bound_s=0.3) as postgres:
+        await reached(postgres)
+        wire.freeze()
+        for _ in range(6):  # more often than there are connections
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await postgres.run("task-" + "0" * 32)
+            assert 0.2 < time.monotonic() - started < 0.6
+        await wire.mend()
+        await reached(postgres)
+        wire.freeze()
+        started = time.monotonic()
+    assert time.monotonic() - started < 1.0
+
+
+async def test_a_database_that_restarted_is_used_again(wire: Wire) -> None:
+    async with Postgres(wire.url) as postgres:
+        await postgres.write([make_record(make_run())])
+        await wire.cut()
         with pytest.raises(StoreUnavailable):
-            await postgres.run("task-" + "0" * 32)
-    assert time.monotonic() - started < 2.5
+            await postgres.run(make_run().id)
+        await wire.mend()
+        assert await postgres.run(make_run().id) == make_run()
+
+
+async def reached(postgres: Postgres) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await postgres.ping()
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
