@@ -17,6 +17,10 @@ class Encoder(Protocol):
     failure: Failure | None
     """Why the stream ends in an error, once that is known. A door that has sent nothing yet answers it as an HTTP status."""
 
+    spoken: bool
+    """Output has come of the log before any failure did, in this response or in the part that a resuming client already has:
+    from then on a failure is told in-band."""
+
     ended: bool
     """The last frame has been returned; the body ends after it."""
 
@@ -25,3 +29,6 @@ class Encoder(Protocol):
 
     def keepalive(self, silent_s: float) -> bytes:
         """What to send after `silent_s` seconds in which no frame was due."""
+
+    def interrupt(self, failure: Failure) -> bytes:
+        """The frames that tell a reader why a stream breaks here although its log does not say so. It ends the stream."""

@@ -1,0 +1,113 @@
+"""What becomes of a run when the client that asked for it leaves.
+
+Only the requester's leaving counts; a reader who resumed a stream comes and goes without effect. The policy is the request's own
+or the model's: `cancel`, `continue`, or a number of seconds after which the run is cancelled unless somebody has come back for
+it in this process by then. A cancellation, once due, is carried out even if the server shuts down meanwhile; a grace period that
+a shutdown cuts short leaves the run to go on, because its client may be about to resume it elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from gateway.observe import logs
+from gateway.observe.metrics import GatewayMetrics
+from gateway.transports.drain import Drain
+from orchestrator.engine import Engine, Submission
+from orchestrator.errors import HeadgateError, RunConflict, RunFailed, Unavailable
+from orchestrator.runs import Principal, Run
+
+log = logs.logger(__name__)
+
+Policy = Literal["cancel", "continue"] | float
+"""What leaving does: a number is the seconds after which the run is cancelled."""
+
+_RETRY_S = (0.2, 1.0, 5.0)
+
+
+class Departures:
+    """Owned by the app: entering it starts nothing, leaving it waits for the cancellations that are under way."""
+
+    def __init__(self, engine: Engine, drain: Drain, metrics: GatewayMetrics) -> None:
+        self._engine = engine
+        self._drain = drain
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._graces: dict[str, asyncio.Event] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for returned in self._graces.values():
+            returned.set()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @asynccontextmanager
+    async def requester(self, principal: Principal, submission: Submission, policy: Policy) -> AsyncIterator[Run]:
+        """A run, submitted on behalf of a client whose answer is given inside. Breaking off there is a departure, and so is an
+        error that answers in the run's stead: its client will ask anew.
+
+        The submission itself is never broken off halfway: a client that leaves during it leaves a run behind.
+        """
+        submitting = self._own(self._engine.submit(principal, submission))
+        try:
+            yield await asyncio.shield(submitting)
+        except RunFailed:
+            raise
+        except BaseException as why:
+            gone = isinstance(why, (asyncio.CancelledError, ConnectionError))
+            if gone:
+                self._metrics.departure()
+            if not (gone and self._drain.closing):
+                self._own(self._leave(submitting, principal, policy))
+            raise
+
+    def came_back(self, run_id: str) -> None:
+        """Somebody reads the run again: a grace period that was running for it is over, and the run goes on."""
+        if returned := self._graces.get(run_id):
+            returned.set()
+
+    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _leave(self, submitting: asyncio.Task[Run], principal: Principal, policy: Policy) -> None:
+        try:
+            run = await submitting
+        except HeadgateError:
+            return  # there is no run, and nobody left to tell
+        if policy == "continue" or (not isinstance(policy, str) and await self._returned(run.id, policy)):
+            return
+        await self._cancel(principal, run.id)
+
+    async def _returned(self, run_id: str, grace_s: float) -> bool:
+        returned = self._graces[run_id] = asyncio.Event()
+        try:
+            async with asyncio.timeout(grace_s):
+                return await returned.wait()
+        except TimeoutError:
+            return False
+        finally:
+            del self._graces[run_id]
+
+    async def _cancel(self, principal: Principal, run_id: str) -> None:
+        for pause_s in (*_RETRY_S, None):
+            try:
+                await self._engine.cancel(principal, run_id, "the client disconnected")
+            except RunConflict:
+                return  # it ended by itself
+            except Unavailable as error:
+                if pause_s is None:
+                    log.warning("departure_not_cancelled", workflow_id=run_id, code=error.code)
+                    return
+                await asyncio.sleep(pause_s)
+            else:
+                return

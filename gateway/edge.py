@@ -1,0 +1,124 @@
+"""What happens to every request, once: its id, its access rule, its errors as envelopes, its metrics and its line in the log.
+
+Every response carries `x-request-id`, and `X-Workflow-ID` where there is a run; errors and streams are no exception. Nothing a
+client sends becomes a 500 or a bare text answer. Neither bodies nor query strings are logged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from gateway.access.keys import Access, KeyRing
+from gateway.observe import logs
+from gateway.observe.metrics import GatewayMetrics
+from gateway.transports.error_response import error_response, of_http
+from orchestrator.errors import HeadgateError
+from orchestrator.runs import Principal
+
+PRINCIPAL = web.RequestKey("principal", Principal)
+REQUEST_ID = web.RequestKey("request_id", str)
+WORKFLOW_ID = web.RequestKey("workflow_id", str)
+
+CLIENT_LEFT = 499
+"""In logs and metrics, the status of a request whose client left before it was answered."""
+
+log = logs.logger("gateway.http")
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_UNMATCHED = "unmatched"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def about_run(request: web.Request, run_id: str) -> None:
+    """From here on the request's response and log lines name this run."""
+    request[WORKFLOW_ID] = run_id
+    structlog.contextvars.bind_contextvars(workflow_id=run_id)
+
+
+async def name_response(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the ids on a response that is about to be sent. For `on_response_prepare`, the one place all of them pass."""
+    headers = response.headers
+    headers["x-request-id"] = request.get(REQUEST_ID) or "none"
+    if run_id := request.get(WORKFLOW_ID):
+        headers["X-Workflow-ID"] = run_id
+
+
+class Edge:
+    """`access` has the rule of every route; a route without one is refused to everybody."""
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        access: Mapping[web.AbstractRoute, Access],
+        metrics: GatewayMetrics,
+        new_request_id: Callable[[], str],
+    ) -> None:
+        self._keys = keys
+        self._access = access
+        self._metrics = metrics
+        self._new_request_id = new_request_id
+
+    def middleware(self) -> Middleware:
+        @web.middleware
+        async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._handle(request, handler)
+
+        return edge
+
+    async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        begun = perf_counter()
+        asked = request.headers.get("x-request-id", "")
+        request_id = request[REQUEST_ID] = asked if _SANE_REQUEST_ID.fullmatch(asked) else self._new_request_id()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        status = CLIENT_LEFT
+        try:
+            response = await self._answer(request, handler)
+            status = response.status
+            return response
+        finally:
+            self._report(request, status, perf_counter() - begun)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._admit(request)
+            return await handler(request)
+        except HeadgateError as error:
+            failed = error
+        except web.HTTPException as raised:
+            failed = of_http(raised)
+        except Exception as fault:
+            if isinstance(fault, ConnectionError) and _gone(request):
+                raise
+            log.exception("request_failed")
+            self._metrics.internal_error()
+            failed = HeadgateError()
+        if request.writer.output_size:
+            # Half a response is out. The one honest thing left is to break the connection off.
+            raise ConnectionResetError("The response had begun")
+        return error_response(failed)
+
+    def _admit(self, request: web.Request) -> None:
+        route = request.match_info.route
+        if request.match_info.http_exception is not None:
+            return  # no such route: the handler raises that
+        rule = self._access[route]
+        if rule is not Access.ANYBODY:
+            request[PRINCIPAL] = self._keys.principal(request.headers)
+
+    def _report(self, request: web.Request, status: int, seconds: float) -> None:
+        route = request.match_info.route
+        pattern = route.resource.canonical if route.resource is not None else _UNMATCHED
+        method = route.method if pattern is not _UNMATCHED else "any"
+        self._metrics.request(method, pattern, status, seconds)
+        log.info("request", method=method, route=pattern, status=status, duration_ms=round(seconds * 1000, 2))
+
+
+def _gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

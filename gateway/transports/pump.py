@@ -1,0 +1,99 @@
+"""The pump: subscription → encoder → sink. Every door that streams runs this one loop.
+
+All events that are ready together leave in one write. Headers wait for the first frame, an ending, or `hold_s`, so a run that
+fails before it said anything is an HTTP error; afterwards silence is filled with the encoder's keepalives. A stream ends when its
+encoder says so. One that breaks for a reason outside its log says that in-band too: a body never just stops as if all were well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from gateway.observe import logs
+from gateway.transports.sink import Sink
+from gateway.wire.encoder import Encoder
+from orchestrator.engine import Subscription
+from orchestrator.errors import HeadgateError, RunFailed, Unavailable
+from orchestrator.events import Entry, Gap
+
+log = logs.logger(__name__)
+
+
+class LogCutShort(Unavailable):
+    """The run's log ended without saying how the run ended. Ask again, or resume the stream."""
+
+    code = "log_cut_short"
+    retryable = True
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """`hold_s`: how long headers wait for the first frame. `keepalive_s`: silence after which a keepalive is due."""
+
+    hold_s: float = 2.0
+    keepalive_s: float = 10.0
+
+
+class Pump:
+    """Moves one stream. `clock` is monotonic; `written` is told of each batch whose frames were just written."""
+
+    def __init__(
+        self,
+        pace: Pace,
+        clock: Callable[[], float],
+        *,
+        written: Callable[[Sequence[Entry | Gap]], None] | None = None,
+    ) -> None:
+        self._pace = pace
+        self._clock = clock
+        self._written = written
+
+    async def run(self, subscription: Subscription, encoder: Encoder, sink: Sink) -> None:
+        """Until the encoder has ended. Raises HeadgateError while nothing was sent, ConnectionError when the client is gone."""
+        try:
+            await self._move(subscription, encoder, sink)
+        except ConnectionError:
+            raise
+        except HeadgateError as error:
+            if not sink.started:
+                raise
+            log.warning("stream_broken", code=error.code)
+            await sink.finish(encoder.interrupt(error.failure()))
+        except Exception:
+            if not sink.started:
+                raise
+            log.exception("stream_broken")
+            await sink.finish(encoder.interrupt(HeadgateError().failure()))
+
+    async def _move(self, subscription: Subscription, encoder: Encoder, sink: Sink) -> None:
+        clock, pace = self._clock, self._pace
+        quiet_since = clock()
+        hold_until = quiet_since + pace.hold_s
+        silences = 0
+        while True:
+            due = quiet_since + (silences + 1) * pace.keepalive_s if sink.started else hold_until
+            items = await subscription.next(max(due - clock(), 0.0))
+            if items:
+                frames = encoder.encode(items)
+                if encoder.failure is not None and not encoder.spoken and not sink.started:
+                    raise RunFailed.of(encoder.failure)
+                if encoder.ended:
+                    await sink.finish(frames)
+                elif frames:
+                    await sink.write(frames)
+                else:
+                    continue
+                if self._written is not None:
+                    self._written(items)
+                if encoder.ended:
+                    return
+                quiet_since, silences = clock(), 0
+            elif subscription.ended:
+                raise LogCutShort(retry_after_s=1)
+            elif not sink.started:
+                await sink.start()
+            elif clock() >= due:
+                silences += 1
+                if frames := encoder.keepalive(silences * pace.keepalive_s):
+                    await sink.write(frames)
