@@ -1,0 +1,26 @@
+"""Fixtures for every folder of tests: the real backends, started once per session."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from orchestrator.embedded import Addresses
+
+
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+    """Redis, Temporal and PostgreSQL for the whole session, in a process of their own; they end when its input closes."""
+    command = [sys.executable, "-m", "orchestrator.embedded", "--data", str(tmp_path_factory.mktemp("backends"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the backends did not start; their messages are above"
+        yield msgspec.json.decode(line, type=Addresses)
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
