@@ -7,10 +7,12 @@ out so that their clients do not all come back at once. An answer ended this way
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from gateway.errors import Draining
+
+_LAST_WORDS_S = 1.0
 
 
 class Drain:
@@ -20,33 +22,41 @@ class Drain:
         self.begun = False
         self.closing = False
         """Whoever is cut off from now on did not leave; the server did."""
+        self.open_answers = 0
         self._spread = spread
-        self._open: set[asyncio.Timeout] = set()
+        self._bounds: set[asyncio.Timeout] = set()
         self._none_open = asyncio.Event()
         self._none_open.set()
 
-    @property
-    def open_answers(self) -> int:
-        return len(self._open)
+    @contextmanager
+    def answer(self) -> Iterator[None]:
+        """Around the whole of an answer: it is waited for. Raises Draining if new ones are refused."""
+        if self.begun:
+            raise _draining()
+        self.open_answers += 1
+        self._none_open.clear()
+        try:
+            yield
+        finally:
+            self.open_answers -= 1
+            if not self.open_answers:
+                self._none_open.set()
 
     @asynccontextmanager
-    async def answer(self) -> AsyncIterator[None]:
-        """Around one answer. Raises Draining on entry once drain has begun, and inside when the answer's time is up."""
-        if self.begun:
-            raise Draining(retry_after_s=1)
+    async def until_closed(self) -> AsyncIterator[None]:
+        """Around the part of an answer that can be broken off. Raises Draining when its time is up."""
+        if self.closing:
+            raise _draining()
         try:
             async with asyncio.timeout(None) as bound:
-                self._open.add(bound)
-                self._none_open.clear()
+                self._bounds.add(bound)
                 try:
                     yield
                 finally:
-                    self._open.discard(bound)
-                    if not self._open:
-                        self._none_open.set()
+                    self._bounds.discard(bound)
         except TimeoutError:
             if bound.expired():
-                raise Draining(retry_after_s=1) from None
+                raise _draining() from None
             raise
 
     def begin(self) -> None:
@@ -56,19 +66,22 @@ class Drain:
     async def finish(self, within_s: float, *, spread_s: float = 1.0) -> None:
         """Wait until no answer is open, at most `within_s`; then end those that are left and wait for that."""
         self.begin()
-        try:
-            async with asyncio.timeout(within_s):
-                await self._none_open.wait()
-        except TimeoutError:
+        if not await self._emptied(within_s):
             self.closing = True
             now = asyncio.get_running_loop().time()
-            for bound in self._open:
+            for bound in self._bounds:
                 bound.reschedule(now + self._spread(spread_s))
-            await self._last_words(spread_s)
+            # A client that does not read cannot be told; it is not waited for.
+            await self._emptied(spread_s + _LAST_WORDS_S)
         self.closing = True
 
-    async def _last_words(self, spread_s: float) -> None:
-        """An answer to a client that does not read cannot say goodbye; it is not waited for."""
-        waiting = asyncio.ensure_future(self._none_open.wait())
-        await asyncio.wait([waiting], timeout=spread_s + 1.0)
-        waiting.cancel()
+    async def _emptied(self, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._none_open.wait()
+        except TimeoutError:
+            return False
+
+
+def _draining() -> Draining:
+    return Draining(retry_after_s=1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from gateway.observe import logs
+from gateway.transports.drain import Drain
 from gateway.transports.sink import Sink
 from gateway.wire.encoder import Encoder
 from orchestrator.engine import Subscription
@@ -42,17 +43,20 @@ class Pump:
         self,
         pace: Pace,
         clock: Callable[[], float],
+        drain: Drain,
         *,
         written: Callable[[Sequence[Entry | Gap]], None] | None = None,
     ) -> None:
         self._pace = pace
         self._clock = clock
+        self._drain = drain
         self._written = written
 
     async def run(self, subscription: Subscription, encoder: Encoder, sink: Sink) -> None:
         """Until the encoder has ended. Raises HeadgateError while nothing was sent, ConnectionError when the client is gone."""
         try:
-            await self._move(subscription, encoder, sink)
+            async with self._drain.until_closed():
+                await self._move(subscription, encoder, sink)
         except ConnectionError:
             raise
         except HeadgateError as error:
@@ -76,7 +80,7 @@ class Pump:
             items = await subscription.next(max(due - clock(), 0.0))
             if items:
                 frames = encoder.encode(items)
-                if encoder.failure is not None and not encoder.spoken and not sink.started:
+                if encoder.failure is not None and not encoder.begun and not sink.started:
                     raise RunFailed.of(encoder.failure)
                 if encoder.ended:
                     await sink.finish(frames)

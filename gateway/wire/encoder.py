@@ -17,9 +17,9 @@ class Encoder(Protocol):
     failure: Failure | None
     """Why the stream ends in an error, once that is known. A door that has sent nothing yet answers it as an HTTP status."""
 
-    spoken: bool
-    """Output has come of the log before any failure did, in this response or in the part that a resuming client already has:
-    from then on a failure is told in-band."""
+    begun: bool
+    """The answer has begun, in this response or in the part that a resuming client says it has: from then on a failure is told
+    in-band. A position that is refused is a failure before the beginning, however much was folded to find that out."""
 
     ended: bool
     """The last frame has been returned; the body ends after it."""

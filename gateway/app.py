@@ -1,0 +1,108 @@
+"""The composition root of a serving process: what is built, how it is wired, and who ends what.
+
+`serve` is a process's life: start, serve until told to stop, drain, stop. Everything long-lived is a context manager entered here, so
+whatever was started is stopped, in the opposite order, however the life ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from gateway.access.keys import Access, KeyRing, Keys, Open
+from gateway.departures import Departures
+from gateway.edge import Edge, name_response
+from gateway.observe import logs
+from gateway.observe.metrics import GatewayMetrics
+from gateway.routes.chat import ChatRoutes
+from gateway.routes.health import HealthRoutes
+from gateway.routes.models import ModelRoutes
+from gateway.routes.route import add_routes
+from gateway.settings import Auth, Settings
+from gateway.transports.drain import Drain
+from gateway.transports.http_server import listening
+from orchestrator.assembly import orchestrator
+from orchestrator.engine import Engine
+from orchestrator.runs import Principal
+
+log = logs.logger("gateway.app")
+
+
+async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered."""
+    stop = _stop_signal()
+    metrics = GatewayMetrics()
+    async with (
+        orchestrator(settings, metrics) as engine,
+        gateway(settings, engine, metrics) as (app, drain),
+        listening(
+            app,
+            host=settings.server.host,
+            port=settings.server.port,
+            new_request_id=new_request_id,
+            max_header_bytes=settings.server.max_header_bytes,
+        ) as url,
+    ):
+        announce(url)
+        await stop.wait()
+        log.info("draining", open_answers=drain.open_answers)
+        await drain.finish(settings.server.drain_s)
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def gateway(settings: Settings, engine: Engine, metrics: GatewayMetrics) -> AsyncIterator[tuple[web.Application, Drain]]:
+    """The doors to an engine, ready to be bound to an address, and the drain that ends their answers."""
+    drain = Drain(spread=lambda seconds: random.uniform(0, seconds))
+    async with Departures(engine, drain, metrics) as departures:
+        yield build_app(settings, engine, drain, departures, metrics), drain
+
+
+def build_app(
+    settings: Settings, engine: Engine, drain: Drain, departures: Departures, metrics: GatewayMetrics
+) -> web.Application:
+    """All routes, behind the edge."""
+    access: dict[web.AbstractRoute, Access] = {}
+    edge = Edge(key_ring(settings.auth), access, metrics, new_request_id)
+    app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
+    app.on_response_prepare.append(name_response)
+    access |= add_routes(
+        app,
+        [
+            *ChatRoutes(settings, engine, drain, departures, metrics).routes(),
+            *ModelRoutes(engine).routes(),
+            *HealthRoutes(engine, drain, metrics).routes(),
+        ],
+    )
+    return app
+
+
+def key_ring(auth: Auth) -> KeyRing:
+    if auth.mode == "off":
+        return Open()
+    return Keys((key.key.get_secret_value(), Principal(tenant=key.tenant, key_id=key.name)) for key in auth.keys)
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. A second one finds the default handlers and ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stopping() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping)
+    return stop

@@ -1,0 +1,130 @@
+"""`/v1/chat/completions`: ask, resume, cancel.
+
+The requester's leaving has consequences (`gateway.departures`); a reader who resumes a stream comes and goes freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic, time
+
+import msgspec
+from aiohttp import web
+
+from gateway.access.keys import Access
+from gateway.departures import Departures
+from gateway.edge import PRINCIPAL, about_run
+from gateway.errors import RunInProgress
+from gateway.observe.metrics import GatewayMetrics
+from gateway.routes.resume import asks_for_stream, resume_point
+from gateway.routes.route import Route
+from gateway.settings import Settings
+from gateway.transports.body import read_json_body
+from gateway.transports.drain import Drain
+from gateway.transports.pump import Pace, Pump, collect
+from gateway.transports.sink import EventStreamSink
+from gateway.wire.chat import ChatEncoder
+from gateway.wire.chat_request import parse_chat_request
+from gateway.wire.completion import Completion
+from orchestrator.engine import Engine, Subscription
+from orchestrator.errors import RunNotFound
+from orchestrator.events import Entry, Gap
+from orchestrator.runs import Run, is_run_id
+
+_BODY_TIMEOUT_S = 60.0
+
+
+class ChatRoutes:
+    def __init__(
+        self, settings: Settings, engine: Engine, drain: Drain, departures: Departures, metrics: GatewayMetrics
+    ) -> None:
+        self._engine = engine
+        self._drain = drain
+        self._departures = departures
+        self._metrics = metrics
+        self._max_body_bytes = int(settings.server.max_body_bytes)
+        self._stall_timeout_s = settings.streams.stall_timeout_s
+        pace = Pace(hold_s=settings.streams.hold_s, keepalive_s=settings.streams.keepalive_s)
+        self._live = Pump(pace, monotonic, drain, written=_age_observer(metrics.chunk_age, time))
+        self._resumed = Pump(pace, monotonic, drain)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/v1/chat/completions", Access.KEY, self.create),
+            Route("GET", "/v1/chat/completions/{id}", Access.KEY, self.retrieve),
+            Route("POST", "/v1/chat/completions/{id}/cancel", Access.KEY, self.cancel),
+        ]
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """Ask. The answer is a stream or one JSON object; a failure before the first output is an HTTP error either way."""
+        principal = request[PRINCIPAL]
+        body = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
+        asked = parse_chat_request(body)
+        entry = self._engine.resolve(asked.submission.model).entry
+        policy = entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
+        with self._drain.answer():
+            async with self._departures.requester(principal, asked.submission, policy) as run:
+                about_run(request, run.id)
+                async with self._engine.subscribe(principal, run.id) as subscription:
+                    if not asked.stream:
+                        return await self._whole(subscription, run)
+                    return await self._stream(self._live, request, subscription, ChatEncoder(run))
+
+    async def retrieve(self, request: web.Request) -> web.StreamResponse:
+        """The completion of a run that has ended; or its stream, from the start or from where the client left off."""
+        run = await self._find(request)
+        streamed = asks_for_stream(request)
+        if not streamed and not run.state.ended:
+            raise RunInProgress
+        point = resume_point(request)
+        with self._drain.answer():
+            self._departures.came_back(run.id)
+            async with self._engine.subscribe(request[PRINCIPAL], run.id) as subscription:
+                if not streamed:
+                    return await self._whole(subscription, run)
+                encoder = ChatEncoder(run, skip_chunks=point.chunks, after=point.after)
+                return await self._stream(self._resumed, request, subscription, encoder)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Ask the run to stop. Its readers learn in-band when it has."""
+        run = await self._find(request)
+        run = await self._engine.cancel(request[PRINCIPAL], run.id)
+        answer = {"id": request.match_info["id"], "object": "chat.completion", "status": run.state.value.lower()}
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    async def _find(self, request: web.Request) -> Run:
+        """The run behind `chatcmpl-…` or `task-…`. What cannot be an id is answered like an id that does not exist."""
+        run_id = request.match_info["id"]
+        if run_id.startswith("chatcmpl-"):
+            run_id = "task-" + run_id.removeprefix("chatcmpl-")
+        if not is_run_id(run_id):
+            raise RunNotFound
+        run = await self._engine.get(request[PRINCIPAL], run_id)
+        about_run(request, run.id)
+        return run
+
+    async def _stream(
+        self, pump: Pump, request: web.Request, subscription: Subscription, encoder: ChatEncoder
+    ) -> web.StreamResponse:
+        sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s)
+        self._metrics.stream_opened()
+        try:
+            await pump.run(subscription, encoder, sink)
+        finally:
+            self._metrics.stream_closed()
+        return sink.response
+
+    async def _whole(self, subscription: Subscription, run: Run) -> web.Response:
+        async with self._drain.until_closed():
+            completion = await collect(subscription, Completion(run))
+        return web.Response(body=completion.body(), content_type="application/json")
+
+
+def _age_observer(observe: Callable[[float], None], clock: Callable[[], float]) -> Callable[[Sequence[Entry | Gap]], None]:
+    """How old the oldest event of each write was when it was written, from the log's clock to ours."""
+
+    def written(items: Sequence[Entry | Gap]) -> None:
+        if isinstance(oldest := items[0], Entry):
+            observe(max(clock() - oldest.ms / 1000, 0.0))
+
+    return written

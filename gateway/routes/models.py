@@ -1,0 +1,41 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`: what can be named as `model`."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from gateway.access.keys import Access
+from gateway.routes.route import Route
+from orchestrator.engine import Engine
+from orchestrator.upstreams.upstream import ModelCard
+
+
+class ModelRoutes:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/v1/models", Access.KEY, self.list),
+            Route("GET", "/v1/models/{id:.+}", Access.KEY, self.retrieve),
+        ]
+
+    async def list(self, request: web.Request) -> web.Response:
+        cards = await self._engine.models()
+        return _json({"object": "list", "data": [_shown(card) for card in cards]})
+
+    async def retrieve(self, request: web.Request) -> web.Response:
+        """Also a name that only a pass-through entry covers: whether its upstream knows it shows when it is used."""
+        name = request.match_info["id"]
+        resolved = self._engine.resolve(name)
+        cards = (card for card in await self._engine.models() if card.id == name)
+        return _json(_shown(next(cards, ModelCard(name, owned_by=resolved.entry.owned_by))))
+
+
+def _shown(card: ModelCard) -> dict[str, object]:
+    return {"id": card.id, "object": "model", "created": card.created, "owned_by": card.owned_by}
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
