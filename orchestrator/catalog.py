@@ -24,7 +24,7 @@ class ModelEntry(BaseModel):
     plan: Plan
     durability: Literal["temporal", "none"] = Field(
         default="temporal",
-        description="`temporal`: a lost worker is a pause. `none`: runs in the serving process; its loss ends the run with an error.",
+        description="`temporal`: a lost worker is a pause. `none`: runs in the serving process; losing it ends the run.",
     )
     on_disconnect: Literal["cancel", "continue"] | NonNegativeFloat = Field(
         default="cancel",

@@ -64,9 +64,11 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `body` is the OpenAI-shaped request (messages, tools, parameters …) without `model`, `stream`, `stream_options` and
     `headgate_options`. `plan` is the validated plan as plain data: a run keeps the plan that it started with.
+    `upstream_model` is the model's name at the upstream, unless a step of the plan sets one.
     """
 
     model: str
+    upstream_model: str
     plan: dict[str, Any]
     body: dict[str, Any]
 

@@ -23,8 +23,9 @@ def is_end(entry: Entry) -> bool:
 class Channel:
     """`seq` and `ms` are the tail to start from; the ring is empty."""
 
-    def __init__(self, run_id: str, ring_bytes: int, *, seq: int, ms: int) -> None:
+    def __init__(self, run_id: str, ring_bytes: int, *, seq: int, ms: int, tenant: str | None = None) -> None:
         self.run_id = run_id
+        self.tenant = tenant
         self.tail_seq = seq
         self.tail_ms = ms
         self.closed = False

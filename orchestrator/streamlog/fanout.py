@@ -47,12 +47,12 @@ class Fanout:
         log.listener = self._feed
         log.watched = self._watched
 
-    def hold(self, run_id: str) -> None:
-        """A run is about to be opened here: keep its events from the first one on, so that its reader needs no replay.
+    def hold(self, run_id: str, tenant: str) -> None:
+        """A tenant's run is about to be opened here: keep its events from the first one on, so that its reader needs no replay.
 
         Another process's events are watched for only if no writer starts here first, which is the usual case.
         """
-        channel = self._channels[run_id] = Channel(run_id, self._ring_bytes, seq=0, ms=0)
+        channel = self._channels[run_id] = Channel(run_id, self._ring_bytes, seq=0, ms=0, tenant=tenant)
         loop = asyncio.get_running_loop()
         channel.watching = loop.call_later(self._watch_delay_s, self._watch, channel)
         channel.lingering = loop.call_later(self._linger_s, self._drop, channel)
@@ -90,10 +90,10 @@ class Fanout:
             if not channel.readers:
                 self._leave(channel)
 
-    def readers(self, run_id: str) -> int:
-        """How many readers the run has in this process."""
+    def tenant(self, run_id: str) -> str | None:
+        """Whose run this is, if it was opened here not long ago; saves its first reader from asking the log."""
         channel = self._channels.get(run_id)
-        return 0 if channel is None else channel.readers
+        return None if channel is None else channel.tenant
 
     async def close(self) -> None:
         for channel in list(self._channels.values()):

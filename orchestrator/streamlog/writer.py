@@ -11,9 +11,9 @@ ends the writer: `refused` is set, the owner is told once, and every later call 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 
+from orchestrator.clock import Clock
 from orchestrator.errors import HeadgateError, LogRefused
 from orchestrator.events import Event, encode
 from orchestrator.metrics import Metrics
@@ -38,6 +38,7 @@ class EventWriter:
         *,
         lease_ms: int,
         metrics: Metrics,
+        clock: Clock,
         on_refused: Callable[[HeadgateError], None],
         max_bytes: int = 1024 * 1024,
     ) -> None:
@@ -47,6 +48,7 @@ class EventWriter:
         self._attempt = attempt
         self._lease_ms = lease_ms
         self._metrics = metrics
+        self._clock = clock
         self._on_refused = on_refused
         self._max_bytes = max_bytes
         self._producer_seq = 0
@@ -59,6 +61,8 @@ class EventWriter:
         self._room = asyncio.Event()
         self._room.set()
         self.refused: HeadgateError | None = None
+        self.appended_at = 0.0
+        """When the log last took an append, and with it renewed the lease; seconds since the epoch."""
 
     def emit(self, event: Event, *, state: RunState | None = None) -> None:
         """Queue an event for the next append, which moves the run to `state` if given."""
@@ -115,7 +119,7 @@ class EventWriter:
         try:
             while self._bodies:
                 await self._append_once()
-        except (LogRefused, HeadgateError) as error:
+        except HeadgateError as error:
             self.refused = error
             self._on_refused(error)
         finally:
@@ -128,7 +132,7 @@ class EventWriter:
         if state is not None:
             self._state = None
         self._producer_seq += 1
-        started = time.monotonic()
+        started = self._clock.time()
         delay = _RETRY_FIRST_S
         while True:
             try:
@@ -149,7 +153,8 @@ class EventWriter:
                 delay = min(delay * 2, _RETRY_MOST_S)
             except AppendForgotten:
                 break  # applied when it was first sent; only its positions are unknown, and nobody here needs them
-        self._metrics.append(len(bodies), time.monotonic() - started)
+        self.appended_at = self._clock.time()
+        self._metrics.append(len(bodies), self.appended_at - started)
         self._bytes -= size
         if self._bytes < self._max_bytes:
             self._room.set()

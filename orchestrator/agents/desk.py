@@ -1,0 +1,149 @@
+"""All agents that work in this process: starts them, takes over from lost attempts, keeps their leases, stops them.
+
+One tick a second serves all of them: it renews the leases of those that have been silent and lets their owners know that they
+are alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from orchestrator.agents.agent import Agent
+from orchestrator.agents.history import Past, ended, past
+from orchestrator.agents.job import Job, Stop
+from orchestrator.agents.transcript import Transcript
+from orchestrator.clock import Clock
+from orchestrator.endings import ENGINE_ERROR
+from orchestrator.metrics import Metrics
+from orchestrator.plans.interpreter import StepResult
+from orchestrator.runs import RunState
+from orchestrator.streamlog.fanout import Fanout
+from orchestrator.streamlog.log import Log, LogClosed, LogMissing, LogUnavailable
+from orchestrator.upstreams.routing import Router
+from orchestrator.upstreams.tokens import Tokenizer
+
+TICK_S = 1.0
+
+Beat = Callable[[], None]
+
+
+def no_beat() -> None:
+    """For agents that nobody watches."""
+
+
+class Desk:
+    """`buffer_bytes`: how much an agent may have waiting for the log before it stops reading its upstream."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        fanout: Fanout,
+        router: Router,
+        tokens: Tokenizer,
+        metrics: Metrics,
+        clock: Clock,
+        buffer_bytes: int = 1 << 20,
+    ) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._log = log
+        self._fanout = fanout
+        self._router = router
+        self._tokens = tokens
+        self._metrics = metrics
+        self._clock = clock
+        self._agents: dict[Agent, Beat] = {}
+        self._by_run: dict[str, set[Agent]] = {}
+
+    async def work(
+        self, job: Job, *, beat: Beat = no_beat, cancelled: Callable[[], Stop] = lambda: Stop("shutdown")
+    ) -> StepResult:
+        """Execute one attempt, after waiting for the lease of a lower one that is still alive.
+
+        A run that has ended meanwhile, or whose log is gone, gives the result it has. Raises LogRefused when the log refused to
+        go on, Interrupted on shutdown.
+        """
+        try:
+            before = Past(Transcript())
+            if job.attempt > 1:
+                await self._take_over(job, beat)
+                before = await past(self._log, job.run.id, job.step.name)
+            agent = Agent(
+                job,
+                log=self._log,
+                router=self._router,
+                tokens=self._tokens,
+                metrics=self._metrics,
+                clock=self._clock,
+                cancelled=cancelled,
+                buffer_bytes=self._buffer_bytes,
+            )
+            with self._registered(job.run.id, agent, beat), self._fanout.writing(job.run.id):
+                return await agent.run(before)
+        except LogClosed:
+            return await self._result(job.run.id)
+        except LogMissing:
+            return StepResult(RunState.FAILED, ended=True, failure=ENGINE_ERROR)
+
+    def stop(self, run_id: str, stop: Stop) -> bool:
+        """Stop the run's agents in this process. False if it has none here."""
+        agents = list(self._by_run.get(run_id, ()))
+        for agent in agents:
+            agent.stop(stop)
+        return bool(agents)
+
+    def stop_all(self, stop: Stop) -> None:
+        for agent in list(self._agents):
+            agent.stop(stop)
+
+    @asynccontextmanager
+    async def ticking(self) -> AsyncIterator[None]:
+        """Keep leases and beat while this is entered."""
+        task = asyncio.create_task(self._tick())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for beat in set(self._agents.values()) - {no_beat}:
+                beat()
+            await asyncio.gather(*(agent.renew() for agent in list(self._agents)))
+
+    async def _take_over(self, job: Job, beat: Beat) -> None:
+        """Wait until the writer can be had: its lease has lapsed or was released. The wait is bounded by the lease."""
+        while True:
+            try:
+                claim = await self._log.claim(job.run.id, job.writer, job.attempt, job.lease_ms)
+            except LogUnavailable:
+                await asyncio.sleep(TICK_S)
+                beat()
+                continue
+            if not claim.held_ms:
+                return
+            await asyncio.sleep(min(claim.held_ms / 1000, TICK_S))
+            beat()
+
+    async def _result(self, run_id: str) -> StepResult:
+        outcome = await ended(self._log, run_id)
+        if outcome is None:
+            return StepResult(RunState.FAILED, ended=True, failure=ENGINE_ERROR)
+        return StepResult(outcome.state, ended=True, failure=outcome.failure, reason=outcome.reason)
+
+    @contextmanager
+    def _registered(self, run_id: str, agent: Agent, beat: Beat) -> Iterator[None]:
+        self._agents[agent] = beat
+        self._by_run.setdefault(run_id, set()).add(agent)
+        try:
+            yield
+        finally:
+            del self._agents[agent]
+            agents = self._by_run[run_id]
+            agents.discard(agent)
+            if not agents:
+                del self._by_run[run_id]

@@ -1,0 +1,48 @@
+"""What a later attempt finds in the log: how far the earlier ones came."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from orchestrator.agents.transcript import Transcript
+from orchestrator.endings import outcome
+from orchestrator.events import Event, EventType
+from orchestrator.runs import Outcome
+from orchestrator.streamlog.log import Log
+
+_PAGE = 512
+
+
+class Past(msgspec.Struct, frozen=True):
+    """What one agent has said in a run so far. `attempts` is how often it started; `output` says that its last call completed."""
+
+    transcript: Transcript
+    attempts: int = 0
+    output: Event | None = None
+
+
+async def past(log: Log, run_id: str, agent_id: str) -> Past:
+    """Read the run's log for what this agent said."""
+    said = [event async for event in _events(log, run_id) if event.agent_id == agent_id]
+    starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in said)
+    outputs = [event for event in said if event.type == EventType.LLM_OUTPUT and not (event.payload or {}).get("aborted")]
+    return Past(Transcript.of(said), starts, outputs[-1] if outputs else None)
+
+
+async def ended(log: Log, run_id: str) -> Outcome | None:
+    """How the run ended, if its log says so."""
+    tail = await log.tail(run_id)
+    if tail is None or tail.seq < 2:
+        return None
+    entries = await log.read(run_id, tail.seq - 2, 2)
+    return next((found for entry in entries if (found := outcome(entry.event)) is not None), None)
+
+
+async def _events(log: Log, run_id: str) -> AsyncIterator[Event]:
+    seq = 0
+    while entries := await log.read(run_id, seq, _PAGE):
+        seq = entries[-1].seq
+        for entry in entries:
+            yield entry.event

@@ -1,0 +1,132 @@
+"""Puts an orchestrator together: backends, log, fan-out, archive, upstreams, agents, Temporal worker, janitor, engine.
+
+Everything long-lived is a context manager entered here, so it is left in the opposite order, however the process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.agents.desk import Desk
+from orchestrator.catalog import Catalog, ModelEntry
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.embedded import embedded
+from orchestrator.ender import Ender
+from orchestrator.engine import Engine
+from orchestrator.inline import InlineRuns
+from orchestrator.janitor import Janitor
+from orchestrator.local import LocalEngine
+from orchestrator.metrics import Metrics
+from orchestrator.store.postgres import Postgres
+from orchestrator.streamlog.archive import Archive
+from orchestrator.streamlog.fanout import Fanout
+from orchestrator.streamlog.log import Log
+from orchestrator.streamlog.redis import RedisLog
+from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
+from orchestrator.upstreams.factory import opened
+from orchestrator.upstreams.routing import Router
+from orchestrator.upstreams.tokens import Tokenizer
+from orchestrator.workflows.activities import Activities
+from orchestrator.workflows.worker import Temporal, TemporalAddress
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """What an orchestrator needs to know. A backend without an address is embedded, with its data under `data_dir`."""
+
+    data_dir: Path
+    redis: str | None
+    temporal: TemporalAddress | None
+    postgres: str | None
+    upstreams: Mapping[str, UpstreamConfig]
+    models: Mapping[str, ModelEntry]
+    retention_s: float = 86_400.0
+    max_events_per_run: int = 500_000
+    ring_bytes: int = 1 << 20
+    writer_buffer_bytes: int = 1 << 20
+    heartbeat_s: float = 5.0
+    janitor_s: float = 10.0
+    max_agents: int = 10_000
+    drain_s: float = 20.0
+    task_queue: str = "headgate"
+
+
+@asynccontextmanager
+async def orchestrator(
+    config: Configuration, metrics: Metrics, *, progress: Callable[[str], None], clock: Clock | None = None
+) -> AsyncIterator[Engine]:
+    """A working engine over real backends. Raises EmbeddedError when one of them cannot be started."""
+    async with AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(
+            embedded(
+                config.data_dir,
+                redis=config.redis,
+                temporal=config.temporal.target if config.temporal else None,
+                postgres=config.postgres,
+                progress=progress,
+            )
+        )
+        owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+        store = await stack.enter_async_context(Postgres(addresses.postgres))
+        log = await stack.enter_async_context(
+            RedisLog(addresses.redis, retention_ms=round(config.retention_s * 1000), max_events=config.max_events_per_run)
+        )
+        archive = await stack.enter_async_context(Archive(log, store, owner, metrics=metrics))
+        temporal = config.temporal or TemporalAddress(addresses.temporal)
+        yield await stack.enter_async_context(_engine(config, metrics, clock or SystemClock(), log, archive, temporal, owner))
+
+
+@asynccontextmanager
+async def _engine(
+    config: Configuration, metrics: Metrics, clock: Clock, log: Log, archive: Archive, address: TemporalAddress, owner: str
+) -> AsyncIterator[LocalEngine]:
+    lease_ms = round(config.heartbeat_s * 1000)
+    async with AsyncExitStack() as stack:
+        upstreams = await stack.enter_async_context(opened(config.upstreams))
+        fanout = Fanout(log, archive, ring_bytes=config.ring_bytes)
+        stack.push_async_callback(fanout.close)
+        ender = Ender(log, metrics, clock)
+        retries = {name: each.retries for name, each in config.upstreams.items() if isinstance(each, OpenAIConfig)}
+        desk = Desk(
+            log=log,
+            fanout=fanout,
+            router=Router(upstreams, retries),
+            tokens=Tokenizer(),
+            metrics=metrics,
+            clock=clock,
+            buffer_bytes=config.writer_buffer_bytes,
+        )
+        await stack.enter_async_context(desk.ticking())
+        temporal = Temporal(
+            address,
+            Activities(log, desk, ender),
+            task_queue=config.task_queue,
+            heartbeat_s=config.heartbeat_s,
+            max_agents=config.max_agents,
+            drain_s=config.drain_s,
+        )
+        await stack.enter_async_context(temporal.working())
+        await stack.enter_async_context(Janitor(log, ender, temporal, clock, owner=owner, round_s=config.janitor_s).working())
+        inline = InlineRuns(desk, ender, lease_ms=lease_ms)
+        stack.push_async_callback(inline.close)
+        engine = LocalEngine(
+            log=log,
+            fanout=fanout,
+            archive=archive,
+            catalog=Catalog(config.models),
+            upstreams=upstreams,
+            desk=desk,
+            inline=inline,
+            temporal=temporal,
+            ender=ender,
+            metrics=metrics,
+            clock=clock,
+            random_bytes=secrets.token_bytes,
+        )
+        stack.push_async_callback(engine.close)
+        yield engine

@@ -1,0 +1,46 @@
+"""Ends runs from outside their agents: what the workflow, the janitor and the engine do when no agent could say how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator import endings
+from orchestrator.clock import Clock
+from orchestrator.errors import Failure
+from orchestrator.events import Event, encode, timestamp
+from orchestrator.metrics import Metrics
+from orchestrator.runs import RunState
+from orchestrator.streamlog.log import Log, LogClosed, LogMissing
+
+_WRITER = "ender"
+
+
+class Ender:
+    def __init__(self, log: Log, metrics: Metrics, clock: Clock) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+
+    async def fail(self, run_id: str, failure: Failure) -> bool:
+        """End the run as failed. False if it had ended already, or its log is gone."""
+        state = RunState.TIMEOUT if failure.code == endings.TIMEOUT.code else RunState.FAILED
+        return await self._end(run_id, endings.failed(self._at(), failure), state)
+
+    async def cancel(self, run_id: str, reason: str | None, by: str | None) -> bool:
+        """End the run as cancelled. False if it had ended already, or its log is gone."""
+        return await self._end(run_id, endings.cancelled(self._at(), reason, by), RunState.CANCELLED)
+
+    def _at(self) -> str:
+        return timestamp(int(self._clock.time() * 1000))
+
+    async def _end(self, run_id: str, ending: Sequence[Event], state: RunState) -> bool:
+        bodies = [encode(event) for event in ending]
+        try:
+            await self._log.append(run_id, _WRITER, 1, 0, bodies, events=ending, state=state, ends=True)
+        except (LogClosed, LogMissing):
+            await self._log.settle(run_id)
+            return False
+        run = await self._log.run(run_id)
+        age_s = 0.0 if run is None else self._clock.time() - run.created_ms / 1000
+        self._metrics.run_ended(state, age_s)
+        return True

@@ -1,0 +1,80 @@
+"""Endings: the two events that close a run's log, and reading them back. Exactly one ending per run, and a true one. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrator.errors import Failure
+from orchestrator.events import Event, EventType
+from orchestrator.runs import Outcome, RunState
+
+
+def completed(at: str, *, text: str, usage: dict[str, Any], finish_reason: str, duration_ms: int) -> Sequence[Event]:
+    """The run did what was asked. `usage` is the sum over its calls."""
+    payload = {"result": text, "usage": usage, "finish_reason": finish_reason, "duration_ms": duration_ms}
+    return _ending(at, EventType.WORKFLOW_COMPLETED, payload)
+
+
+def failed(at: str, failure: Failure) -> Sequence[Event]:
+    """The run did not get there; a time-out is a failure with `code: timeout`."""
+    return _ending(at, EventType.WORKFLOW_FAILED, {"error": msgspec.to_builtins(failure)}, failure.message)
+
+
+def cancelled(at: str, reason: str | None, by: str | None) -> Sequence[Event]:
+    """Somebody asked for it to stop."""
+    payload = {key: value for key, value in (("reason", reason), ("by", by)) if value is not None}
+    return _ending(at, EventType.WORKFLOW_CANCELLED, payload)
+
+
+def _ending(at: str, event_type: EventType, payload: dict[str, Any], message: str | None = None) -> Sequence[Event]:
+    return (
+        Event(event_type, at, message=message, payload=payload),
+        Event(EventType.STREAM_END, at),
+    )
+
+
+def outcome(event: Event) -> Outcome | None:
+    """What an ending event says; None for any other event."""
+    payload = event.payload or {}
+    match event.type:
+        case EventType.WORKFLOW_COMPLETED:
+            return Outcome(RunState.COMPLETED)
+        case EventType.WORKFLOW_CANCELLED:
+            return Outcome(RunState.CANCELLED, reason=payload.get("reason"))
+        case EventType.WORKFLOW_FAILED:
+            failure = msgspec.convert(payload["error"], Failure)
+            return Outcome(RunState.TIMEOUT if failure.code == TIMEOUT.code else RunState.FAILED, failure)
+        case _:
+            return None
+
+
+TIMEOUT = Failure(code="timeout", message="The run took longer than it may.", status=504, type="timeout_error")
+WORKER_LOST = Failure(
+    code="worker_lost",
+    message="The process that executed this run was lost. Send the request again, or use a durable model.",
+    retryable=True,
+    status=503,
+)
+LOG_ROLLED_BACK = Failure(
+    code="log_rolled_back",
+    message="The event log lost its latest events in a crash, so this answer could not be finished.",
+    retryable=True,
+    status=503,
+)
+ENGINE_ERROR = Failure(code="internal_error", message="The run failed inside Headgate.", status=500)
+ENGINE_UNAVAILABLE = Failure(
+    code="backend_unavailable",
+    message="The workflow engine is temporarily unavailable. Try again shortly.",
+    retryable=True,
+    status=503,
+    retry_after_s=2.0,
+)
+SHUTDOWN = Failure(
+    code="server_shutdown",
+    message="The server was stopped before this run ended, and its model is not durable. Send the request again.",
+    retryable=True,
+    status=503,
+)

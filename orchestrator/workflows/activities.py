@@ -1,0 +1,75 @@
+"""Temporal activities: the thin edge between a workflow that decides and the desk that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from orchestrator import endings
+from orchestrator.agents.desk import Desk
+from orchestrator.agents.job import Job, Stop
+from orchestrator.ender import Ender
+from orchestrator.errors import Failure
+from orchestrator.plans.interpreter import StepResult
+from orchestrator.plans.plan import Agent
+from orchestrator.runs import RunState
+from orchestrator.streamlog.log import AppendSkipped, Fenced, Log
+from orchestrator.workflows.run_workflow import ATTEMPTS_PER_GENERATION, END_RUN, RUN_AGENT, AgentInput, EndInput
+
+
+class Activities:
+    def __init__(self, log: Log, desk: Desk, ender: Ender) -> None:
+        self._log = log
+        self._desk = desk
+        self._ender = ender
+
+    @property
+    def all(self) -> list[Callable[..., Any]]:
+        return [self.run_agent, self.end_run]
+
+    @activity.defn(name=RUN_AGENT)
+    async def run_agent(self, job: AgentInput) -> dict[str, Any]:
+        """One attempt at an agent step. Worker loss and a shutdown are retried by Temporal; everything else is a result."""
+        run, request = await self._log.run(job.run_id), await self._log.request(job.run_id)
+        if run is None or request is None:
+            return _encoded(StepResult(RunState.FAILED, ended=True, failure=endings.ENGINE_ERROR))
+        work = Job(
+            run=run,
+            request=request,
+            step=Agent.model_validate(job.step),
+            attempt=job.generation * ATTEMPTS_PER_GENERATION + activity.info().attempt,
+            final=job.final,
+            lease_ms=round(job.heartbeat_s * 1000),
+        )
+        try:
+            return _encoded(await self._desk.work(work, beat=activity.heartbeat, cancelled=_why))
+        except Fenced as error:
+            raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
+        except AppendSkipped as error:
+            raise ApplicationError(error.message, type=error.code) from error
+
+    @activity.defn(name=END_RUN)
+    async def end_run(self, job: EndInput) -> None:
+        """Close the log of a run that no agent ended. Harmless when it has an ending."""
+        if job.state == RunState.CANCELLED:
+            await self._ender.cancel(job.run_id, job.reason, None)
+        else:
+            failure = endings.WORKER_LOST if job.failure is None else msgspec.convert(job.failure, Failure)
+            await self._ender.fail(job.run_id, failure)
+
+
+def _why() -> Stop:
+    """Why Temporal cancels the activity that asks. Anything but a request to cancel means that another attempt follows."""
+    details = activity.cancellation_details()
+    if details is not None and details.cancel_requested and not details.worker_shutdown:
+        return Stop("cancelled")
+    return Stop("shutdown")
+
+
+def _encoded(result: StepResult) -> dict[str, Any]:
+    encoded: dict[str, Any] = msgspec.to_builtins(result)
+    return encoded

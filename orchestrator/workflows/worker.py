@@ -1,0 +1,196 @@
+"""The connection to Temporal: a client, the worker of this process, and starting runs. Reconnects by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from orchestrator.errors import Unavailable
+from orchestrator.workflows.activities import Activities
+from orchestrator.workflows.run_workflow import WORKFLOW, RunInput, RunWorkflow
+
+_log = logging.getLogger(__name__)
+
+_PASSED_THROUGH = ("orchestrator", "msgspec", "pydantic", "pydantic_core", "annotated_types", "typing_extensions")
+
+
+class TemporalUnavailable(Unavailable):
+    """The workflow engine is temporarily unavailable, so durable runs cannot be started. Try again shortly."""
+
+    code = "backend_unavailable"
+
+
+class TemporalAddress(msgspec.Struct, frozen=True):
+    """Where Temporal is. `api_key` and `tls` as Temporal Cloud wants them."""
+
+    target: str
+    namespace: str = "default"
+    tls: bool = False
+    api_key: str | None = None
+
+
+class Execution(StrEnum):
+    """What Temporal knows of a run's workflow."""
+
+    RUNNING = "running"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    COMPLETED = "completed"
+    MISSING = "missing"
+
+
+_EXECUTIONS = {
+    WorkflowExecutionStatus.RUNNING: Execution.RUNNING,
+    WorkflowExecutionStatus.CONTINUED_AS_NEW: Execution.RUNNING,
+    WorkflowExecutionStatus.COMPLETED: Execution.COMPLETED,
+    WorkflowExecutionStatus.CANCELED: Execution.CANCELLED,
+    WorkflowExecutionStatus.TIMED_OUT: Execution.TIMED_OUT,
+}
+
+
+class Temporal:
+    """`call_timeout_s` bounds every call, so that a door learns in time that Temporal is away."""
+
+    def __init__(
+        self,
+        address: TemporalAddress,
+        activities: Activities,
+        *,
+        task_queue: str,
+        heartbeat_s: float,
+        max_agents: int,
+        drain_s: float,
+        call_timeout_s: float = 1.5,
+    ) -> None:
+        self._address = address
+        self._activities = activities
+        self._task_queue = task_queue
+        self._heartbeat_s = heartbeat_s
+        self._max_agents = max_agents
+        self._drain_s = drain_s
+        self._timeout = timedelta(seconds=call_timeout_s)
+        self._client: Client | None = None
+
+    @asynccontextmanager
+    async def working(self, first_wait_s: float = 10.0) -> AsyncIterator[None]:
+        """Connect and work until left. Temporal being away delays this by `first_wait_s` and then goes on in the background."""
+        connected = asyncio.Event()
+        stopping = asyncio.Event()
+        task = asyncio.create_task(self._work(connected, stopping), name="temporal worker")
+        try:
+            try:
+                async with asyncio.timeout(first_wait_s):
+                    await connected.wait()
+            except TimeoutError:
+                _log.warning("Temporal at %s does not answer; durable runs are refused until it does", self._address.target)
+            yield
+        finally:
+            stopping.set()
+            await asyncio.wait([task], timeout=self._drain_s + 10.0)
+            task.cancel()
+
+    async def start(self, run_id: str, plan: dict[str, Any], generation: int = 0) -> None:
+        """Start the run's workflow, eagerly in this process if it can be. Raises TemporalUnavailable."""
+        try:
+            await self._connected().start_workflow(
+                WORKFLOW,
+                RunInput(run_id, plan, self._heartbeat_s, generation),
+                id=run_id,
+                task_queue=self._task_queue,
+                request_eager_start=True,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                rpc_timeout=self._timeout,
+            )
+        except WorkflowAlreadyStartedError:
+            _log.info("the workflow of run %s was started already", run_id)
+        except RPCError as error:
+            raise TemporalUnavailable(retry_after_s=2.0) from error
+
+    async def cancel(self, run_id: str, reason: str | None) -> None:
+        """Ask the run's workflow to stop; one that is closed or unknown needs nothing. Raises TemporalUnavailable."""
+        try:
+            await self._connected().get_workflow_handle(run_id).cancel(reason=reason or "", rpc_timeout=self._timeout)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise TemporalUnavailable(retry_after_s=2.0) from error
+
+    async def execution(self, run_id: str) -> Execution:
+        """What became of the run's workflow. Raises TemporalUnavailable."""
+        try:
+            found = await self._connected().get_workflow_handle(run_id).describe(rpc_timeout=self._timeout)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return Execution.MISSING
+            raise TemporalUnavailable(retry_after_s=2.0) from error
+        return _EXECUTIONS.get(found.status, Execution.FAILED) if found.status else Execution.RUNNING
+
+    async def ping(self) -> None:
+        """Raises TemporalUnavailable."""
+        try:
+            if not await self._connected().service_client.check_health(timeout=self._timeout):
+                raise TemporalUnavailable
+        except RPCError as error:
+            raise TemporalUnavailable from error
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise TemporalUnavailable(retry_after_s=2.0)
+        return self._client
+
+    async def _work(self, connected: asyncio.Event, stopping: asyncio.Event) -> None:
+        self._client = await self._connect(stopping)
+        if self._client is None:
+            return
+        worker = Worker(
+            self._client,
+            task_queue=self._task_queue,
+            workflows=[RunWorkflow],
+            activities=self._activities.all,
+            workflow_runner=SandboxedWorkflowRunner(
+                restrictions=SandboxRestrictions.default.with_passthrough_modules(*_PASSED_THROUGH)
+            ),
+            max_concurrent_activities=self._max_agents,
+            max_concurrent_workflow_tasks=max(100, self._max_agents // 10),
+            max_cached_workflows=max(1000, self._max_agents),
+            max_heartbeat_throttle_interval=timedelta(seconds=1),
+            default_heartbeat_throttle_interval=timedelta(seconds=1),
+            graceful_shutdown_timeout=timedelta(seconds=self._drain_s),
+        )
+        async with worker:
+            connected.set()
+            await stopping.wait()
+
+    async def _connect(self, stopping: asyncio.Event) -> Client | None:
+        """A client; waits for Temporal with growing pauses. None when there is no need any more."""
+        delay_s = 0.1
+        while not stopping.is_set():
+            try:
+                return await Client.connect(
+                    self._address.target,
+                    namespace=self._address.namespace,
+                    tls=TLSConfig() if self._address.tls else False,
+                    api_key=self._address.api_key,
+                )
+            except (RPCError, RuntimeError, OSError) as error:
+                _log.info("connecting to Temporal failed: %s", error)
+            try:
+                async with asyncio.timeout(delay_s):
+                    await stopping.wait()
+            except TimeoutError:
+                delay_s = min(delay_s * 2, 5.0)
+        return None
