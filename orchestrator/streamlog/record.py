@@ -1,0 +1,146 @@
+"""One run's log in memory: the rules of `log.py` as plain code. `lua/append.lua` and `lua/claim.lua` are its twins. No I/O."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import msgspec
+
+from orchestrator.events import Entry
+from orchestrator.runs import MOVES, Run, RunRequest, RunState
+from orchestrator.streamlog.log import (
+    ACK_WINDOW,
+    Appended,
+    AppendForgotten,
+    AppendSkipped,
+    Claim,
+    Fenced,
+    LogClosed,
+    Tail,
+)
+
+
+class Append(msgspec.Struct, frozen=True):
+    """What `Log.append` was asked to do."""
+
+    writer: str
+    attempt: int
+    producer_seq: int
+    bodies: Sequence[bytes]
+    state: RunState | None
+    ends: bool
+    lease_ms: int
+
+
+class Writer:
+    """What a log knows of one of its writers."""
+
+    def __init__(self) -> None:
+        self.attempt = 0
+        self.appends = 0
+        self.acks: dict[int, tuple[Appended, int]] = {}
+        self.holder = 0
+        self.until_ms = 0
+
+    def take_over(self, attempt: int) -> None:
+        self.attempt, self.appends = attempt, 0
+        self.acks.clear()
+        self.holder = self.until_ms = 0
+
+
+class Record:
+    def __init__(self, run: Run, request: RunRequest, now_ms: int) -> None:
+        self.run = run
+        self.request = request
+        self.seq = 0
+        self.ms = now_ms
+        self.touched_ms = now_ms
+        self.closed = False
+        self._entries: list[Entry] = []
+        self._writers: dict[str, Writer] = {}
+
+    def append(self, append: Append, now_ms: int, max_events: int) -> tuple[Appended, int]:
+        """Where the events stand, and the time of the event before them."""
+        writer = self._writers.get(append.writer) or Writer()
+        repeats = append.attempt == writer.attempt and 0 < append.producer_seq <= writer.appends
+        if repeats:
+            if append.producer_seq not in writer.acks:
+                raise AppendForgotten
+            appended, prev_ms = writer.acks[append.producer_seq]
+            return msgspec.structs.replace(appended, repeated=True), prev_ms
+        self._check(append, writer)
+        if append.attempt > writer.attempt:
+            writer.take_over(append.attempt)
+        self._writers[append.writer] = writer
+        prev_seq, prev_ms = self.seq, self.ms
+        self.add(append.bodies, now_ms, max_events)
+        appended = Appended(prev_seq + 1, len(append.bodies), self.ms)
+        if append.producer_seq > 0:
+            writer.appends = append.producer_seq
+            writer.acks[append.producer_seq] = appended, prev_ms
+            writer.acks.pop(append.producer_seq - ACK_WINDOW, None)
+        if append.lease_ms > 0:
+            writer.holder, writer.until_ms = append.attempt, now_ms + append.lease_ms
+        self._move(append.state, append.ends)
+        return appended, prev_ms
+
+    def add(self, bodies: Sequence[bytes], now_ms: int, max_events: int) -> None:
+        self.ms = max(now_ms, self.ms)
+        self.touched_ms = now_ms
+        self._entries += [Entry(seq, self.ms, body) for seq, body in enumerate(bodies, self.seq + 1)]
+        self.seq += len(bodies)
+        del self._entries[: max(0, len(self._entries) - max_events)]
+
+    def claim(self, name: str, attempt: int, lease_ms: int, now_ms: int) -> Claim:
+        if self.closed:
+            raise LogClosed
+        writer = self._writers.get(name) or Writer()
+        if attempt < writer.attempt:
+            raise Fenced
+        if lease_ms == 0:
+            if writer.holder == attempt:
+                writer.holder = writer.until_ms = 0
+            return Claim(0, self.seq)
+        if writer.holder < attempt and writer.until_ms > now_ms:
+            return Claim(writer.until_ms - now_ms, self.seq)
+        if attempt > writer.attempt:
+            writer.take_over(attempt)
+        writer.holder, writer.until_ms = attempt, now_ms + lease_ms
+        self._writers[name] = writer
+        return Claim(0, self.seq)
+
+    def held_ms(self, now_ms: int) -> int:
+        if self.closed:
+            return 0
+        return max((writer.until_ms - now_ms for writer in self._writers.values() if writer.until_ms > now_ms), default=0)
+
+    def after(self, seq: int, ms: int | None, limit: int) -> list[Entry]:
+        if ms is None:
+            start = bisect_right(self._entries, seq, key=lambda entry: entry.seq)
+        else:
+            start = bisect_right(self._entries, (ms, seq), key=lambda entry: (entry.ms, entry.seq))
+        return self._entries[start : start + limit]
+
+    def tail(self) -> Tail:
+        first_seq = self._entries[0].seq if self._entries else self.seq + 1
+        return Tail(self.seq, self.ms, first_seq, self.closed)
+
+    def _check(self, append: Append, writer: Writer) -> None:
+        if self.closed:
+            raise LogClosed
+        if append.attempt < writer.attempt:
+            raise Fenced
+        held = writer.appends if append.attempt == writer.attempt else 0
+        if append.producer_seq > held + 1:
+            raise AppendSkipped
+
+    def _move(self, state: RunState | None, ends: bool) -> None:
+        run = self.run
+        if state is not None and state in MOVES[run.state] and (ends or not state.ended):
+            starts = state is RunState.RUNNING and run.started_ms is None
+            run = msgspec.structs.replace(run, state=state, started_ms=self.ms if starts else run.started_ms)
+        if ends:
+            self.closed = True
+            run = msgspec.structs.replace(run, ended_ms=self.ms)
+        self.run = run
