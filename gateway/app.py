@@ -27,6 +27,7 @@ from gateway.routes.route import add_routes
 from gateway.settings import Auth, Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import listening
+from gateway.wiring import configuration
 from orchestrator.assembly import orchestrator
 from orchestrator.engine import Engine
 from orchestrator.runs import Principal
@@ -34,12 +35,12 @@ from orchestrator.runs import Principal
 log = logs.logger("gateway.app")
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered."""
+async def serve(settings: Settings, *, announce: Callable[[str], None], progress: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered, `progress` a line per backend."""
     stop = _stop_signal()
     metrics = GatewayMetrics()
     async with (
-        orchestrator(settings, metrics) as engine,
+        orchestrator(configuration(settings), metrics, progress=progress) as engine,
         gateway(settings, engine, metrics) as (app, drain),
         listening(
             app,
