@@ -1,0 +1,128 @@
+"""The processes of a measurement: the upstream on the core of the load; the ceiling and Headgate on theirs, children included."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.processes import on_core
+
+_START_S = 90.0
+_STOP_S = 40.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to put load on. `prefix` goes in front of the model's name; `pid` is the root of the processes to count."""
+
+    name: str
+    url: str
+    pid: int
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Cores:
+    servers: int
+    load: int
+
+    @classmethod
+    def of_machine(cls) -> Cores:
+        cores = sorted(os.sched_getaffinity(0))
+        return cls(cores[0], cores[-1])
+
+
+@contextmanager
+def serving(names: Sequence[str], folder: Path, cores: Cores, profile: Path | None) -> Iterator[dict[str, Target]]:
+    """Start what the targets need, and stop it again. Logs are in `folder`."""
+    with ExitStack() as stack:
+        ports = _free_ports(3)
+        upstream = f"http://127.0.0.1:{ports[0]}"
+        targets: dict[str, Target] = {}
+        with on_core(cores.load):
+            pid = stack.enter_context(_process("upstream", _module("upstream", "--port", str(ports[0])), folder))
+        _await_ready("upstream", upstream + "/v1/models")
+        targets["direct"] = Target("direct", upstream + "/v1/chat/completions", pid)
+        with on_core(cores.servers):
+            if "ceiling" in names:
+                command = _module("ceiling", "--port", str(ports[1]), "--upstream", targets["direct"].url)
+                pid = stack.enter_context(_process("ceiling", command, folder))
+                targets["ceiling"] = Target("ceiling", f"http://127.0.0.1:{ports[1]}/v1/chat/completions", pid)
+                _await_ready("ceiling", f"http://127.0.0.1:{ports[1]}/")
+            if {"none", "durable"} & set(names):
+                pid = stack.enter_context(_process("headgate", _headgate(folder, upstream, ports[2], profile), folder))
+                url = f"http://127.0.0.1:{ports[2]}"
+                _await_ready("headgate", url + "/readiness", pid)
+                targets["none"] = Target("none", url + "/v1/chat/completions", pid)
+                targets["durable"] = Target("durable", url + "/v1/chat/completions", pid, "durable/")
+        yield {name: targets[name] for name in names}
+
+
+def _headgate(folder: Path, upstream: str, port: int, profile: Path | None) -> list[str]:
+    agent = {"plan": {"agent": {"upstream": "mock"}}}
+    config = {
+        "upstreams": {"mock": {"kind": "openai", "base_url": upstream + "/v1"}},
+        "models": {"durable/*": agent, "*": agent | {"durability": "none"}},
+        "logging": {"level": "warning"},
+    }
+    path = folder / "headgate.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    command = Path(sys.executable).with_name("headgate")
+    serve = [str(command), "serve", "--config", str(path), "--port", str(port), "--data", str(folder / "data")]
+    if profile is None:
+        return serve
+    if spy := shutil.which("py-spy"):
+        return [spy, "record", "--format", "speedscope", "--output", str(profile), "--", *serve]
+    return [sys.executable, "-m", "cProfile", "-o", str(profile), *serve]
+
+
+def _module(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"bench.{name}", *arguments]
+
+
+@contextmanager
+def _process(name: str, command: Sequence[str], folder: Path) -> Iterator[int]:
+    with (folder / f"{name}.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _await_ready(name: str, url: str, pid: int | None = None) -> None:
+    """Wait until `url` is answered; with a `pid`, until it is answered with success."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError:
+            if pid is None:
+                return
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{name} does not answer at {url}; see its log")
+        time.sleep(0.05)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(count)]
+        return [listening.getsockname()[1] for listening in sockets]
