@@ -1,0 +1,185 @@
+"""The doors' branch of the error tree, and how any error looks to an OpenAI client: envelope, status, headers.
+
+    HeadgateError (orchestrator.errors)
+    ├── Unauthorized              401  no key, or not a valid one
+    ├── Forbidden                 403
+    ├── RouteNotFound             404
+    ├── MethodNotAllowed          405  `allow` names the methods
+    ├── BodyTooLarge              413
+    ├── UnsupportedMediaType      415
+    ├── RateLimited               429  `retry_after_s`
+    ├── HeadersTooLarge           431
+    ├── Draining                  503  this replica is going away
+    ├── RunInProgress             409  the run has not ended yet; `retry_after_s`
+    ├── RunCancelled              409  somebody cancelled the run
+    ├── IdempotencyConflict       409  one key, two bodies
+    ├── StreamGap                 410  events are missing, so the stream cannot be true
+    ├── OutputReset               502  text that was sent no longer holds
+    └── MalformedEvent            500  a publisher's event that a door cannot put into words
+
+Everything here takes an exception or a `Failure`, so a run that failed and a request that failed look the same. No I/O.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from orchestrator.errors import Failure, HeadgateError
+
+
+class Unauthorized(HeadgateError):
+    """Incorrect API key provided. Send a valid key as `Authorization: Bearer <key>`."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(HeadgateError):
+    """This key is not allowed to do that."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
+class RouteNotFound(HeadgateError):
+    """There is no such route."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "route_not_found"
+
+
+class MethodNotAllowed(HeadgateError):
+    """This route does not take that method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+    def __init__(self, message: str | None = None, *, allow: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class BodyTooLarge(HeadgateError):
+    """The request body is larger than this server accepts."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(HeadgateError):
+    """Send the body as `Content-Type: application/json`."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(HeadgateError):
+    """The request's headers are larger than this server accepts."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class RateLimited(HeadgateError):
+    """Too many requests. Wait before the next one."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class Draining(HeadgateError):
+    """This server is shutting down. Another one will take the request."""
+
+    status = 503
+    code = "draining"
+    retryable = True
+
+
+class RunInProgress(HeadgateError):
+    """The run has not ended yet. Ask again shortly, or read its stream."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "run_in_progress"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class RunCancelled(HeadgateError):
+    """The run was cancelled."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "run_cancelled"
+
+
+class IdempotencyConflict(HeadgateError):
+    """This Idempotency-Key was used with a different request. Use a new key for a new request."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+
+
+class StreamGap(HeadgateError):
+    """Events of this run are no longer available, so its stream cannot be given whole."""
+
+    status = 410
+    code = "stream_gap"
+
+
+class OutputReset(HeadgateError):
+    """The answer was generated again and differs from what was already sent. Discard it and ask again."""
+
+    status = 502
+    code = "output_reset"
+    retryable = True
+
+
+class MalformedEvent(HeadgateError):
+    """The run published an event that cannot be read."""
+
+    code = "malformed_event"
+
+
+_RETRIED_ANYWAY = frozenset({408, 409, 429})
+"""Statuses below 500 that the official SDKs retry unless they are told not to."""
+
+
+def envelope(error: HeadgateError | Failure) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}`: the body of every 4xx and 5xx, and the data of an in-band error."""
+    facts = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": {name: _sendable(text) for name, text in facts.items()}})
+
+
+def headers(error: HeadgateError | Failure) -> dict[str, str]:
+    """What the client should do next, for the clients that look at headers instead of bodies."""
+    out: dict[str, str] = {}
+    if (wait_s := error.retry_after_s) is not None:
+        out["retry-after"] = str(math.ceil(wait_s))
+        out["retry-after-ms"] = str(math.ceil(wait_s * 1000))
+    if not error.retryable and (error.status >= 500 or error.status in _RETRIED_ANYWAY):
+        out["x-should-retry"] = "false"
+    if error.status == 401:
+        out["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed) and error.allow:
+        out["allow"] = ", ".join(error.allow)
+    return out
+
+
+def _sendable(text: str | None) -> str | None:
+    """Messages may quote what a client sent, and a lone surrogate in it must not turn the answer into another error."""
+    return text if text is None else text.encode("utf-8", "replace").decode()
