@@ -92,8 +92,11 @@ async def _running(children: Sequence[Child]) -> AsyncIterator[None]:
     finally:
         for watch in watches:
             watch.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+        watched = await asyncio.gather(*watches, return_exceptions=True)
         await asyncio.gather(*(child.stop() for child in children))
+        for outcome in watched:
+            if isinstance(outcome, Exception):  # a mistake of ours; being cancelled is not one
+                raise outcome
 
 
 async def _start(children: Sequence[Child]) -> None:

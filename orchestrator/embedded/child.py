@@ -14,7 +14,8 @@ from orchestrator.embedded import ports, program
 from orchestrator.embedded.backend import HOST, Backend, EmbeddedError, NotReady
 from orchestrator.embedded.datadir import DataDir, usable
 
-READY_TIMEOUT_S = 120.0  # a large append-only file or a crash recovery takes its time
+READY_TIMEOUT_S = 600  # a large append-only file or a crash recovery takes its time
+REPORT_INTERVAL_S = 10
 STOP_TIMEOUT_S = 10.0
 _PROBE_INTERVAL_S = 0.02
 _PORT_ATTEMPTS = 3
@@ -45,7 +46,7 @@ class Child:
         began = time.monotonic()
         with usable(self._data.path):
             await self.backend.prepare()
-        version = await self._launch_somewhere()
+            version = await self._launch_somewhere()
         self._say(f"ready on {HOST}:{self.port}  ({version}, {time.monotonic() - began:.2f} s)")
 
     async def watch(self) -> None:
@@ -92,7 +93,8 @@ class Child:
     async def _relaunch(self, pause_s: float) -> str | None:
         await asyncio.sleep(pause_s)
         try:
-            return await self._launch()
+            with usable(self._data.path):
+                return await self._launch()
         except EmbeddedError as error:
             self._say(error.message)
             await self.stop()
@@ -119,17 +121,19 @@ class Child:
         exited = asyncio.create_task(process.wait())
         answered = asyncio.create_task(self._answer())
         try:
-            await asyncio.wait({exited, answered}, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            if exited.done():
-                return None
-            if answered.done():
-                return answered.result()
+            for waited_s in range(REPORT_INTERVAL_S, READY_TIMEOUT_S + 1, REPORT_INTERVAL_S):
+                await asyncio.wait({exited, answered}, timeout=REPORT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+                if exited.done():
+                    return None
+                if answered.done():
+                    return answered.result()
+                self._say(f"still starting after {waited_s} s")
         finally:
             exited.cancel()
             answered.cancel()
             await asyncio.gather(exited, answered, return_exceptions=True)
         raise EmbeddedError(
-            f"{self.backend.name} was not ready after {READY_TIMEOUT_S:.0f} s (log: {self._data.log_path(self.backend.name)})"
+            f"{self.backend.name} was not ready after {READY_TIMEOUT_S} s (log: {self._data.log_path(self.backend.name)})"
         )
 
     async def _answer(self) -> str:

@@ -4,7 +4,7 @@
     children      held by us and, inherited, by every child: a start after kill -9 waits until the last child is gone
     pids.json     the children's process ids, for people and tests
     secret        the password of Redis and PostgreSQL; only their owner may read it
-    logs/         one file per child
+    logs/         one file per child, rotated at start once it has grown large
     redis/ temporal/ postgres/
 
 Both locks are `flock`s: the kernel releases them when the last process that holds them is gone, however it went, so no process

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.embedded.backend import Backend, EmbeddedError
 from orchestrator.embedded.datadir import DataDir
 from orchestrator.embedded.leash import leashed
 
-ENVIRONMENT = {
+ENVIRONMENT: Mapping[str, str] = {
     "PATH": os.defpath,
     "LC_ALL": "C",
     "TZ": "UTC",

@@ -30,7 +30,6 @@ _CONFIG = """\
 bind {host}
 port {port}
 requirepass {secret}
-dir "{folder}"
 appendonly yes
 appendfsync everysec
 save ""
@@ -66,11 +65,10 @@ class Redis:
             )
 
     def command(self, port: int) -> Sequence[str]:
-        """Writes the configuration file that the command names; a password does not belong on a command line."""
+        """Writes the configuration file that it names, for the password; `dir` is by default the working directory."""
         config = self.folder / "redis.conf"
-        folder = str(self.folder).replace("\\", "\\\\").replace('"', '\\"')
         with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(_CONFIG.format(host=HOST, port=port, secret=self._secret, folder=folder))
+            file.write(_CONFIG.format(host=HOST, port=port, secret=self._secret))
         return [self._program, str(config)]
 
     async def probe(self, port: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc.aio  # type: ignore[import-untyped]
@@ -21,11 +21,11 @@ from orchestrator.embedded.backend import HOST, NotReady, User, missing_program
 from orchestrator.embedded.datadir import DataDir
 
 NAMESPACE = "default"
-_SETTINGS = {
+_SETTINGS: Mapping[str, str] = {
     "history.transferProcessorMaxPollRPS": "2000",
     "history.timerProcessorMaxPollRPS": "2000",
 }
-_PRAGMAS = {"journal_mode": "wal", "synchronous": "normal"}
+_PRAGMAS: Mapping[str, str] = {"journal_mode": "wal", "synchronous": "normal"}
 
 
 class Temporal:
@@ -41,9 +41,9 @@ class Temporal:
         self._program = find_program()
 
     def command(self, port: int) -> Sequence[str]:
-        database = str(self.folder / "temporal.db")
+        """The database is named relative to the working directory: in a path, '?' and '#' would be taken for a URI's."""
         command = [self._program, "server", "start-dev", "--headless", "--log-level", "warn"]
-        command += ["--ip", HOST, "--port", str(port), "--db-filename", database]
+        command += ["--ip", HOST, "--port", str(port), "--db-filename", "temporal.db"]
         for name, value in _PRAGMAS.items():
             command += ["--sqlite-pragma", f"{name}={value}"]
         for name, value in _SETTINGS.items():

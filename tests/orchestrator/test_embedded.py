@@ -162,6 +162,15 @@ class TestReady:
         assert not (tmp_path / "data").exists()
         assert lines == []
 
+    async def test_a_folder_with_an_odd_name(self, tmp_path: Path) -> None:
+        """Temporal hands the path of its database to SQLite as a URI; Redis parses its configuration like a shell."""
+        data = tmp_path / "100% #1? \"é\" 'x' \\ &"
+        async with running(data, "redis", "temporal", "postgres") as addresses:
+            await write(addresses, "a value")
+        assert os.listdir(tmp_path) == [data.name]
+        assert (data / "temporal" / "temporal.db").exists()
+        assert (data / "redis" / "appendonly.aof").exists()
+
     async def test_one_given_address_spares_one_child(self, tmp_path: Path) -> None:
         async with running(tmp_path, "redis") as addresses:
             assert (addresses.temporal, addresses.postgres) == (GIVEN["temporal"], GIVEN["postgres"])
@@ -212,6 +221,16 @@ class TestLifetimes:
         assert watched.gone(GONE_TIMEOUT_S)
         async with program(tmp_path) as (_, addresses):
             await write(addresses, "a value")
+
+    async def test_giving_up_during_the_first_start_leaves_no_child(self, tmp_path: Path) -> None:
+        before, lines = family(os.getpid()), Lines()
+        start = asyncio.create_task(running(tmp_path, "redis", "temporal", "postgres", lines=lines).__aenter__())
+        await lines.containing("ready")
+        watched = Watched(set(family(os.getpid())) - set(before))
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert watched.gone(0)
 
     async def test_terminal_signals_stop_cleanly(self, tmp_path: Path) -> None:
         async with program(tmp_path) as (process, _):
