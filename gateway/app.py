@@ -34,6 +34,9 @@ from orchestrator.runs import Principal
 
 log = logs.logger("gateway.app")
 
+ACCESS = web.AppKey("access", dict[web.AbstractRoute, Access])
+"""The rule of every route of an app."""
+
 
 async def serve(settings: Settings, *, announce: Callable[[str], None], progress: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered, `progress` a line per backend."""
@@ -72,6 +75,7 @@ def build_app(
     access: dict[web.AbstractRoute, Access] = {}
     edge = Edge(key_ring(settings.auth), access, metrics, new_request_id)
     app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
+    app[ACCESS] = access
     app.on_response_prepare.append(name_response)
     access |= add_routes(
         app,

@@ -21,11 +21,11 @@ from gateway.routes.route import Route
 from gateway.settings import Settings
 from gateway.transports.body import read_json_body
 from gateway.transports.drain import Drain
-from gateway.transports.pump import Pace, Pump, collect
+from gateway.transports.pump import Pace, Pump, gather
 from gateway.transports.sink import EventStreamSink
 from gateway.wire.chat import ChatEncoder
 from gateway.wire.chat_request import parse_chat_request
-from gateway.wire.completion import Completion
+from gateway.wire.completion import CompletionFold
 from orchestrator.engine import Engine, Subscription
 from orchestrator.errors import RunNotFound
 from orchestrator.events import Entry, Gap
@@ -115,9 +115,10 @@ class ChatRoutes:
         return sink.response
 
     async def _whole(self, subscription: Subscription, run: Run) -> web.Response:
+        fold = CompletionFold(run)
         async with self._drain.until_closed():
-            completion = await collect(subscription, Completion(run))
-        return web.Response(body=completion.body(), content_type="application/json")
+            await gather(subscription, fold)
+        return web.Response(body=fold.body(), content_type="application/json")
 
 
 def _age_observer(observe: Callable[[float], None], clock: Callable[[], float]) -> Callable[[Sequence[Entry | Gap]], None]:

@@ -89,6 +89,7 @@ async def listening(
             max_line_size=max_header_bytes,
             max_field_size=max_header_bytes,
             lingering_time=2.0,
+            auto_decompress=False,  # compressed bodies are refused, not inflated
         )
 
     try:

@@ -8,6 +8,7 @@ encoder says so. One that breaks for a reason outside its log says that in-band 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -16,7 +17,7 @@ from gateway.transports.drain import Drain
 from gateway.transports.sink import Sink
 from gateway.wire.encoder import Encoder
 from orchestrator.engine import Subscription
-from orchestrator.errors import HeadgateError, RunFailed, Unavailable
+from orchestrator.errors import Failure, HeadgateError, RunFailed, Unavailable
 from orchestrator.events import Entry, Gap
 
 log = logs.logger(__name__)
@@ -26,7 +27,6 @@ class LogCutShort(Unavailable):
     """The run's log ended without saying how the run ended. Ask again, or resume the stream."""
 
     code = "log_cut_short"
-    retryable = True
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -101,3 +101,27 @@ class Pump:
                 silences += 1
                 if frames := encoder.keepalive(silences * pace.keepalive_s):
                     await sink.write(frames)
+
+
+_PATIENCE_S = 60.0
+
+
+class Fold(Protocol):
+    """What an answer that is given as a whole is gathered in."""
+
+    failure: Failure | None
+    ended: bool
+
+    def feed(self, items: Sequence[Entry | Gap]) -> None: ...
+
+
+async def gather(subscription: Subscription, fold: Fold) -> None:
+    """Feed the fold until it has ended; it then holds the whole. Raises RunFailed."""
+    while not fold.ended:
+        items = await subscription.next(_PATIENCE_S)
+        if items:
+            fold.feed(items)
+        elif subscription.ended:
+            raise LogCutShort(retry_after_s=1)
+    if fold.failure is not None:
+        raise RunFailed.of(fold.failure)
