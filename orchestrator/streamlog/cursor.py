@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.events import Entry, Gap
 from orchestrator.streamlog.channel import Channel, is_end
-from orchestrator.streamlog.log import Log, Position
+from orchestrator.streamlog.log import Log, LogUnavailable, Position
 
 PAGE = 512
 """Entries per read of the log or the archive, and at most per delivery."""
+
+_PATIENCE_S = 0.5
+"""How long a reader waits before it asks a log again that did not answer."""
 
 
 class History(Protocol):
@@ -40,9 +44,16 @@ class LiveCursor:
         self.ended = False
 
     async def next(self, timeout_s: float) -> Sequence[Entry | Gap]:
-        """See `engine.Subscription.next`. Raises LogUnavailable when the log has to be read and does not answer."""
+        """See `engine.Subscription.next`. A log that is away for a while is silence: the reader's place is safe here."""
         if self.ended:
             return ()
+        try:
+            return await self._next(timeout_s)
+        except LogUnavailable:
+            await asyncio.sleep(min(timeout_s, _PATIENCE_S))
+            return ()
+
+    async def _next(self, timeout_s: float) -> Sequence[Entry | Gap]:
         if not self._verified and (gap := await self._verify()) is not None:
             return (gap,)
         channel = self._channel
@@ -67,14 +78,17 @@ class LiveCursor:
 
     async def _verify(self) -> Gap | None:
         """Whether the event that the position names exists; a gap when it does not."""
-        self._verified = True
         if self._ms is not None and self._channel.since(self._seq, self._ms, 1) is not None:
+            self._verified = True
             return None
         entry = await self._log.find(self._channel.run_id, self._seq)
+        gap = None
         if entry is not None and self._ms in (None, entry.ms):
             self._ms = entry.ms
-            return None
-        return await self._gap()
+        else:
+            gap = await self._gap()
+        self._verified = True
+        return gap
 
     async def _page(self) -> Sequence[Entry | Gap]:
         ahead = self._channel.tail_seq - self._seq
