@@ -59,7 +59,7 @@ class ChatRoutes:
         """Ask. The answer is a stream or one JSON object; a failure before the first output is an HTTP error either way."""
         principal = request[PRINCIPAL]
         body = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
-        asked = parse_chat_request(body)
+        asked = parse_chat_request(body, stream_ids=request.headers.get("X-Headgate-Stream-Ids") == "true")
         entry = self._engine.resolve(asked.submission.model).entry
         policy = entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
         with self._drain.answer():

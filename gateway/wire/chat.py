@@ -83,19 +83,25 @@ class ChatEncoder:
         self._role_sent_early = True
         return beat + sse.frame(self._shapes.keepalive(b'{"role":"assistant"}'))
 
+    def interrupt(self, failure: Failure) -> bytes:
+        out: list[bytes] = []
+        self._fail(failure, out)
+        return b"".join(out)
+
     def _item(self, item: Entry | Gap, out: list[bytes]) -> None:
         if isinstance(item, Gap):
             self._fail(StreamGap().failure(), out)
             return
         if not self._resume.reached and (unknown := self._resume.unknown(item)) is not None:
-            self._fail(unknown, out)
+            self._refuse(unknown, out)
             return
         chunks: list[bytes] = []
         end = self._fold(item, chunks)
         self._deliver(item, chunks, out)
         if isinstance(end, Completed):
-            overshot = self._resume.overshot(item)
-            end = Failed(overshot) if overshot is not None else end
+            if (overshot := self._resume.overshot(item)) is not None:
+                self._refuse(overshot, out)
+                return
         match end:
             case Failed(failure):
                 self._fail(failure, out)
@@ -153,6 +159,11 @@ class ChatEncoder:
             return
         out += [sse.frame(chunk) for chunk in chunks[:-1]]
         out.append(sse.frame(chunks[-1], id=entry.stream_id if self._options.stream_ids else None))
+
+    def _refuse(self, failure: Failure, out: list[bytes]) -> None:
+        """The client's place is not one of this stream: nothing of the answer is given, however much was folded to know."""
+        self.begun = False
+        self._fail(failure, out)
 
     def _fail(self, failure: Failure, out: list[bytes]) -> None:
         self.failure = failure
