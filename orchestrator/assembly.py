@@ -28,9 +28,9 @@ from orchestrator.streamlog.archive import Archive
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log
 from orchestrator.streamlog.redis import RedisLog
-from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
-from orchestrator.upstreams.factory import opened
-from orchestrator.upstreams.routing import Router
+from orchestrator.upstreams.config import UpstreamConfig
+from orchestrator.upstreams.factory import build, route
+from orchestrator.upstreams.openai_http import upstream_session
 from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.worker import Temporal, TemporalAddress
@@ -87,15 +87,15 @@ async def _engine(
 ) -> AsyncIterator[LocalEngine]:
     lease_ms = round(config.heartbeat_s * 1000)
     async with AsyncExitStack() as stack:
-        upstreams = await stack.enter_async_context(opened(config.upstreams))
+        session = await stack.enter_async_context(upstream_session())
+        upstreams = build(config.upstreams, session, clock.time)
         fanout = Fanout(log, archive, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
         ender = Ender(log, metrics, clock)
-        retries = {name: each.retries for name, each in config.upstreams.items() if isinstance(each, OpenAIConfig)}
         desk = Desk(
             log=log,
             fanout=fanout,
-            router=Router(upstreams, retries),
+            router=route(config.upstreams, upstreams, clock.time),
             tokens=Tokenizer(),
             metrics=metrics,
             clock=clock,
