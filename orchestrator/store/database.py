@@ -8,12 +8,12 @@ so does whoever holds one for longer. Streaming does not depend on any of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeAlias
 
 import asyncpg
-import structlog
 
 from orchestrator.errors import HeadgateError, Unavailable
 from orchestrator.store.queries import load_queries
@@ -40,7 +40,7 @@ _REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError)
 _MIGRATE_BOUND_S = 60.0
 _BACKOFF_S = (0.1, 5.0)
 
-log = structlog.stdlib.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class StoreUnavailable(Unavailable):
@@ -116,13 +116,13 @@ class Database:
                     applied = await migrate(connection, self.queries, migrations)
             except (*_AWAY, *_REFUSED) as error:
                 self._tried.set()
-                log.warning("postgres is away", error=str(error) or type(error).__name__, retry_s=delay_s)
+                _log.warning("postgres is away, next try in %.1f s: %s", delay_s, str(error) or type(error).__name__)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, longest_s)
             else:
                 self._ready = True
                 self._tried.set()
-                log.info("postgres is ready", migrations=[migration.name for migration in applied])
+                _log.info("postgres is ready; migrations applied: %s", [migration.name for migration in applied])
 
 
 @contextmanager

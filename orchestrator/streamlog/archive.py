@@ -13,10 +13,9 @@ than the run did.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Protocol, Self
-
-import structlog
 
 from orchestrator.errors import Unavailable
 from orchestrator.events import Entry
@@ -32,7 +31,7 @@ _BATCH_BYTES = 8 << 20
 _LEASE_MS = 10_000
 _BACKOFF_S = (0.25, 5.0)
 
-log = structlog.stdlib.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ArchiveStore(Protocol):
@@ -110,11 +109,11 @@ class Archive:
                 while await self._round():
                     pass
             except Unavailable as error:
-                log.warning("archiving waits", error=error.code, retry_s=delay_s)
+                _log.warning("archiving waits for %.1f s: %s", delay_s, error.code)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, longest_s)
-            except Exception:
-                log.exception("archiving failed", retry_s=longest_s)
+            except Exception:  # noqa: BLE001 - the outermost edge of this task
+                _log.exception("archiving failed; next try in %.1f s", longest_s)
                 await asyncio.sleep(longest_s)
             else:
                 delay_s = _BACKOFF_S[0]
@@ -151,7 +150,7 @@ class Archive:
         for count, run_id in enumerate(run_ids, 1):
             record = await self._record(run_id)
             if record is None:
-                log.warning("a run's log was gone before it was archived", run_id=run_id)
+                _log.warning("the log of %s was gone before it was archived", run_id)
                 continue
             records.append(record)
             size += sum(len(entry.body) for entry in record.entries)
@@ -183,5 +182,5 @@ class Archive:
         for record in records:
             try:
                 await self._store.write([record])
-            except StoreRefused as error:
-                log.exception("a run cannot be archived", run_id=record.run.id, error=str(error.__cause__))
+            except StoreRefused:
+                _log.exception("%s cannot be archived", record.run.id)
