@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock clean
+.PHONY: help run test check bench format lock clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ check: .venv/.installed ## Check format, lint, types and the Dockerfile
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile
+
+bench: .venv/.installed ## Measure this machine: throughput, latency, memory
+	@$(BIN)/python -m bench.run $(ARGS)
 
 format: .venv/.installed ## Format the code and apply safe fixes
 	@$(BIN)/ruff check --fix .

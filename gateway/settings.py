@@ -167,10 +167,9 @@ class Runs(Section):
 
 
 class Logging(Section):
-    """What the process says about itself. Prompts and answers are not in it."""
+    """What the process says about itself, one JSON object per line. Prompts and answers are not in it."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["text", "json"] = "text"
 
 
 class Settings(Section):
