@@ -1,0 +1,202 @@
+"""The body of `POST /v1/chat/completions`: bytes in, a `ChatRequest` out, or an `InvalidRequest` that names the place.
+
+The model below documents and checks the fields; it changes nothing. What goes upstream is the client's own JSON, so fields that
+only the upstream knows arrive there verbatim. Taken out are the fields that Headgate answers itself (`model`, `stream`,
+`stream_options`, `headgate_options`) and top-level nulls, which mean "not given" and which many upstreams refuse.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
+from annotated_types import Ge, Le, MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.wire.chat_messages import check_messages
+from gateway.wire.json_body import parse_object, place
+from orchestrator.engine import Submission
+from orchestrator.errors import InvalidRequest
+from orchestrator.runs import ChatOptions
+
+OnDisconnect = Literal["cancel", "continue"] | float
+
+_INT64 = 2**63
+Count = Annotated[int, Ge(1), Le(_INT64 - 1)]
+Penalty = Annotated[float, Ge(-2), Le(2)]
+Object = dict[str, Any]
+
+
+class Checked(BaseModel):
+    """No conversions: `"1"` is not a number and `1` is not true. Unknown keys are somebody else's."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class StreamOptions(Checked):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class HeadgateOptions(Checked):
+    """Our own part of the request. Unknown keys here are typing errors, for nobody else reads them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: bool | None = None
+    stream_ids: bool | None = None
+    on_disconnect: Literal["cancel", "continue"] | Annotated[NonNegativeFloat, Le(86_400 * 7)] | None = None
+    session_id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,256}$")] | None = None
+    context: Object | None = None
+
+
+class ToolFunction(Checked):
+    name: Annotated[str, MinLen(1)]
+    description: str | None = None
+    parameters: Object | None = None
+    strict: bool | None = None
+
+
+class Tool(Checked):
+    type: str
+    function: ToolFunction | None = None
+
+
+class JsonSchema(Checked):
+    name: Annotated[str, MinLen(1)]
+    schema_: Object | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Checked):
+    type: str
+    json_schema: JsonSchema | None = None
+
+
+class ChatBody(Checked):
+    """Documented request fields with their types and ranges. `messages` are checked by `chat_messages`."""
+
+    model: Annotated[str, MinLen(1)]
+    messages: Any
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    headgate_options: HeadgateOptions | None = None
+
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Annotated[int, Ge(1), Le(128)] | None = None
+    temperature: Annotated[float, Ge(0), Le(2)] | None = None
+    top_p: Annotated[float, Ge(0), Le(1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: Annotated[int, Ge(-_INT64), Le(_INT64 - 1)] | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, Annotated[float, Ge(-100), Le(100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Ge(0), Le(20)] | None = None
+
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Object | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[ToolFunction] | None = None
+    function_call: str | Object | None = None
+    response_format: ResponseFormat | None = None
+
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    prediction: Object | None = None
+    modalities: list[str] | None = None
+    audio: Object | None = None
+    web_search_options: Object | None = None
+    prompt_cache_key: str | None = None
+
+    metadata: Annotated[dict[Annotated[str, MaxLen(64)], Annotated[str, MaxLen(512)]], MaxLen(16)] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    store: bool | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """A request that may be submitted. `on_disconnect` and `context` are None unless the client gave them."""
+
+    submission: Submission
+    stream: bool = False
+    on_disconnect: OnDisconnect | None = None
+    context: dict[str, Any] | None = None
+
+
+_OURS = frozenset({"model", "stream", "stream_options", "headgate_options"})
+_RECORDED = ("user", "safety_identifier", "store")
+
+
+def parse_chat_request(raw: bytes, *, stream_ids: bool = False) -> ChatRequest:
+    """`stream_ids`: also asked for by header. Raises InvalidRequest and nothing else."""
+    body = parse_object(raw)
+    try:
+        checked = ChatBody.model_validate(body)
+    except ValidationError as error:
+        _refuse(body, error)
+    check_messages(body["messages"])
+    ours = checked.headgate_options or _NONE_OF_OURS
+    streams = checked.stream_options or _NO_STREAM_OPTIONS
+    options = ChatOptions(
+        include_usage=bool(streams.include_usage),
+        include_obfuscation=bool(streams.include_obfuscation),
+        events=bool(ours.events),
+        stream_ids=stream_ids or bool(ours.stream_ids),
+    )
+    submission = Submission(
+        model=checked.model,
+        body={name: value for name, value in body.items() if value is not None and name not in _OURS},
+        options=options,
+        session_id=ours.session_id,
+        metadata=_recorded(body),
+    )
+    return ChatRequest(submission, bool(checked.stream), ours.on_disconnect, ours.context)
+
+
+_NONE_OF_OURS = HeadgateOptions()
+_NO_STREAM_OPTIONS = StreamOptions()
+
+
+def _recorded(body: dict[str, Any]) -> dict[str, Any] | None:
+    """What the run remembers about the request: its metadata, and who it was for where metadata does not say so itself."""
+    about = {name: body[name] for name in _RECORDED if body.get(name) is not None}
+    return (about | (body.get("metadata") or {})) or None
+
+
+def _refuse(body: dict[str, Any], error: ValidationError) -> NoReturn:
+    """The first complaint, in OpenAI's words as far as they are known.
+
+    A value that fits no member of a union is complained about once per member: the deepest place is the one that was meant,
+    and all that is said about it is one complaint.
+    """
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    about = [(_path(body, each), each) for each in details if each["loc"][:1] == details[0]["loc"][:1]]
+    path, first = max(about, key=lambda complaint: len(complaint[0]))
+    wanted = dict.fromkeys(each["msg"].removeprefix("Input should be ") for where, each in about if where == path)
+    param = place(path)
+    match first["type"]:
+        case "missing":
+            message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
+        case "extra_forbidden":
+            message, code = f"Unknown parameter: '{param}'.", "unknown_parameter"
+        case kind:
+            code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+            message = f"Invalid value for '{param}': it should be {' or '.join(wanted)}."
+    raise InvalidRequest(message.replace("a valid dictionary", "an object"), param=param, code=code) from None
+
+
+def _path(body: dict[str, Any], error: ErrorDetails) -> list[str | int]:
+    """Where in the request the complaint is. pydantic also names the members of unions that it tried; those are not places."""
+    path: list[str | int] = []
+    current: Any = body
+    for part in error["loc"]:
+        inside = part in current if isinstance(current, dict) else isinstance(current, list) and isinstance(part, int)
+        if inside:
+            current = current[part]
+        if inside or error["type"] == "missing":
+            path.append(part)
+    return path
