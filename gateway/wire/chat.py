@@ -84,6 +84,8 @@ class ChatEncoder:
         return beat + sse.frame(self._shapes.keepalive(b'{"role":"assistant"}'))
 
     def interrupt(self, failure: Failure) -> bytes:
+        if self.ended:  # after `[DONE]` or an error there is nothing left to say
+            return b""
         out: list[bytes] = []
         self._fail(failure, out)
         return b"".join(out)
@@ -98,10 +100,9 @@ class ChatEncoder:
         chunks: list[bytes] = []
         end = self._fold(item, chunks)
         self._deliver(item, chunks, out)
-        if isinstance(end, Completed):
-            if (overshot := self._resume.overshot(item)) is not None:
-                self._refuse(overshot, out)
-                return
+        if isinstance(end, Completed) and (overshot := self._resume.overshot(item)) is not None:
+            self._refuse(overshot, out)
+            return
         match end:
             case Failed(failure):
                 self._fail(failure, out)

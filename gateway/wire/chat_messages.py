@@ -40,7 +40,7 @@ def check_messages(messages: object) -> None:
         content = message.get("content")
         if not isinstance(content, str):
             _check_content(message, role, content, index)
-        if len(message) > 2 or role in ("tool", "function"):
+        if len(message) > 2 or "content" not in message or role in ("tool", "function"):
             _check_rest(message, role, index)
 
 

@@ -85,7 +85,7 @@ def plain() -> LogBook:
     return LogBook().started().text("Hello", " world").output("Hello world").completed("Hello world")
 
 
-CALLS = [
+CALLS: list[dict[str, Any]] = [
     {"index": 0, "id": "call_a", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}},
     {"index": 1, "id": "call_b", "type": "function", "function": {"name": "sub", "arguments": "{}"}},
 ]

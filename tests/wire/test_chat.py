@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.wire.chat import ChatEncoder
+from orchestrator.errors import Failure
 from orchestrator.events import Entry, Gap
 from tests.wire.eventstream import read
 from tests.wire.logs import CALLS, CREATED_MS, RUN_ID, LogBook, endings, plain, run
@@ -296,6 +297,16 @@ def test_failure_after_output_is_one_error_event_and_neither_finish_nor_done() -
     assert encoder.begun
     assert encoder.encode(book.entries) == b""
     assert encoder.keepalive(600) == b""
+
+
+def test_a_stream_that_is_broken_off_says_so_once() -> None:
+    encoder = ChatEncoder(run())
+    broken = encoder.encode(plain().entries[:3]) + encoder.interrupt(Failure("draining", "Going."))
+    assert broken.decode() == role() + content("Hello") + error("Going.", "server_error", "draining")
+    assert encoder.interrupt(Failure("draining", "Going.")) + encoder.encode(plain().entries[3:]) == b""
+    ended = ChatEncoder(run())
+    ended.encode(plain().entries)
+    assert ended.interrupt(Failure("draining", "Going.")) == b""
 
 
 def test_a_failure_that_says_nothing_is_still_a_failure() -> None:
