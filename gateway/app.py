@@ -1,7 +1,7 @@
 """The composition root of a serving process: what is built, how it is wired, and who ends what.
 
-`serve` is a process's life: start, serve until told to stop, drain, stop. Everything long-lived is a context manager entered here, so
-whatever was started is stopped, in the opposite order, however the life ends.
+`serve` is a process's life: start, serve until told to stop, drain, stop. Everything long-lived is a context manager entered
+here, so whatever was started is stopped, in the opposite order, however the life ends.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from gateway.settings import Settings
 from gateway.transports.body import read_json_body
 from gateway.transports.drain import Drain
 from gateway.transports.pump import Pace, Pump, gather
-from gateway.transports.sink import EventStreamSink
+from gateway.transports.sink import ClientStalled, EventStreamSink
 from gateway.wire.chat import ChatEncoder
 from gateway.wire.chat_request import parse_chat_request
 from gateway.wire.completion import CompletionFold
@@ -35,9 +35,7 @@ _BODY_TIMEOUT_S = 60.0
 
 
 class ChatRoutes:
-    def __init__(
-        self, settings: Settings, engine: Engine, drain: Drain, departures: Departures, metrics: GatewayMetrics
-    ) -> None:
+    def __init__(self, settings: Settings, engine: Engine, drain: Drain, departures: Departures, metrics: GatewayMetrics) -> None:
         self._engine = engine
         self._drain = drain
         self._departures = departures
@@ -51,8 +49,8 @@ class ChatRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("POST", "/v1/chat/completions", Access.KEY, self.create),
-            Route("GET", "/v1/chat/completions/{id}", Access.KEY, self.retrieve),
-            Route("POST", "/v1/chat/completions/{id}/cancel", Access.KEY, self.cancel),
+            Route("GET", "/v1/chat/completions/{id:[^/]+}", Access.KEY, self.retrieve),
+            Route("POST", "/v1/chat/completions/{id:[^/]+}/cancel", Access.KEY, self.cancel),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -110,6 +108,9 @@ class ChatRoutes:
         self._metrics.stream_opened()
         try:
             await pump.run(subscription, encoder, sink)
+        except ClientStalled:
+            self._metrics.stalled()
+            raise
         finally:
             self._metrics.stream_closed()
         return sink.response

@@ -27,9 +27,7 @@ def resume_point(request: web.Request) -> ResumePoint:
     if len(event_ids) > 1 or len(counts) > 1:
         raise InvalidPosition("A position may be given only once.")
     if counts and not _COUNT.fullmatch(counts[0]):
-        raise InvalidPosition(
-            "'starting_after' is the number of chunks already received, in digits.", param="starting_after"
-        )
+        raise InvalidPosition("'starting_after' is the number of chunks already received, in digits.", param="starting_after")
     if event_ids and event_ids[0]:
         return ResumePoint(after=parse_position(event_ids[0]))
     return ResumePoint(chunks=int(counts[0]) if counts else 0)

@@ -12,7 +12,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-
 from aiohttp import web
 
 from gateway.access.keys import Access

@@ -53,10 +53,14 @@ async def server(serve: Any, engine: Any) -> Any:
 
 
 async def test_a_stream(server: Any) -> None:
-    answer = await server.ask("POST", CHAT, headers=bearer(**{"Accept-Encoding": "gzip, deflate, br"}), json=ask('say "Hello world"'))
+    answer = await server.ask(
+        "POST", CHAT, headers=bearer(**{"Accept-Encoding": "gzip, deflate, br"}), json=ask('say "Hello world"')
+    )
     assert answer.status == 200
     run_id = answer.headers["x-workflow-id"]
-    assert {name: answer.headers.get(name) for name in ("content-type", "cache-control", "x-accel-buffering", "content-encoding")} == {
+    assert {
+        name: answer.headers.get(name) for name in ("content-type", "cache-control", "x-accel-buffering", "content-encoding")
+    } == {
         "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-cache",
         "x-accel-buffering": "no",
@@ -103,7 +107,7 @@ async def test_headers_come_after_the_hold_even_if_the_upstream_says_nothing(ser
         writer.write(raw_ask(ask("wait 30s")))
         assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
         assert b"\r\nX-Workflow-ID: task-" in await reader.readuntil(b"\r\n\r\n")
-        assert await reader.readexactly(18) == b"d\r\n: keepalive\n\r\n"[:18] + b"d\r\n"[: 18 - 17]
+        assert await reader.readexactly(17) == b"c\r\n: keepalive\n\r\n"
 
 
 async def test_the_connection_goes_on_after_a_stream(server: Any) -> None:
@@ -220,7 +224,7 @@ async def test_a_replayed_failure_has_the_bytes_of_the_first_stream(server: Any)
         "chatcmpl-task-" + "0" * 32,
         "%00",
         "%ff",
-        "hg:{x}:events",
+        "hg:%7Bx%7D:events",
         "..%2F..%2Fetc",
         "task-" + "0" * 5000,
         "task-" + "%D9%A0" * 32,
@@ -252,7 +256,7 @@ async def test_bad_counts_are_a_400(server: Any, finished: tuple[str, bytes], va
     assert (answer.status, answer.json["error"]["param"]) == (400, "starting_after")
 
 
-@pytest.mark.parametrize("value", ["-1", "1.5", "abc", "1-", "-", "1-2-3", "١", "9" * 17, "9" * 60_000, "1 2", "1-2 "])
+@pytest.mark.parametrize("value", ["-1", "1.5", "abc", "1-", "-", "1-2-3", "\u0661", "9" * 17, "9" * 60_000, "1 2", "1-2 "])
 async def test_bad_event_ids_are_a_400(server: Any, finished: tuple[str, bytes], value: str) -> None:
     answer = await server.ask("GET", f"{CHAT}/{finished[0]}?stream=true", headers=bearer(**{"Last-Event-ID": value}))
     assert answer.status in (400, 410)
@@ -382,7 +386,7 @@ async def test_a_client_that_never_reads_is_cut_off_and_its_run_cancelled(serve:
     server = await serve(settings(stall_timeout_s=0.3), engine)
     async with server.connection() as (_, writer):
         writer.transport.pause_reading()
-        writer.write(raw_ask(ask("rate max; say 2000000 words")))
+        writer.write(raw_ask(ask("rate max\nrepeat 100000\nsay 50 words\nend")))
         call = await witness.nth(0)
         await call.closed.wait()
     assert call.ending == "cancelled"

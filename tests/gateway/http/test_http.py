@@ -167,7 +167,9 @@ async def test_the_key_is_checked_before_the_body_is_read(server: Any) -> None:
 # Bodies
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data; boundary=x", "application/jsonx", "garbage", "a/b/c"])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "multipart/form-data; boundary=x", "application/jsonx", "garbage", "a/b/c"]
+)
 async def test_other_content_types_are_a_415(server: Any, content_type: str) -> None:
     answer = await server.ask("POST", CHAT, headers=authorised(**{"Content-Type": content_type}), data=json.dumps(ASK))
     assert_envelope(answer, 415, "unsupported_media_type")
@@ -177,7 +179,8 @@ async def test_other_content_types_are_a_415(server: Any, content_type: str) -> 
 async def test_compressed_bodies_are_a_415_and_not_inflated(server: Any, encoding: str) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in authorised(**{"Content-Encoding": encoding}).items())
     (answer,) = await server.raw(
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}Content-Length: 2\r\n\r\n{{}}".encode(), first=True
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}Content-Length: 2\r\n\r\n{{}}".encode(),
+        first=True,
     )
     assert_envelope(answer, 415)
 
@@ -241,7 +244,12 @@ async def test_a_chunked_body_is_read_up_to_the_bound_and_no_further(server: Any
     """5,000 bytes of an endless body are sent; the bound is 4,096."""
     head = f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
     (answer,) = await server.raw(
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode() + b"3e8\r\n" + b"x" * 1000 + b"\r\n" + b"1000\r\n" + b"x" * 4000,
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode()
+        + b"3e8\r\n"
+        + b"x" * 1000
+        + b"\r\n"
+        + b"1000\r\n"
+        + b"x" * 4000,
         first=True,
     )
     assert_envelope(answer, 413, "body_too_large")
@@ -377,5 +385,3 @@ async def test_models(server: Any) -> None:
 async def test_unknown_models_are_a_404(server: Any, name: str) -> None:
     answer = await server.ask("GET", f"/v1/models/{name}", headers=authorised())
     assert_envelope(answer, 404)
-
-
