@@ -1,4 +1,4 @@
-"""Logs: one JSON object per line on standard error, from structlog and from the standard library alike.
+"""Logs: one line per event on standard error, as JSON or for people, from structlog and from the standard library alike.
 
 Every line carries the `request_id` and `workflow_id` of the context it was written in. Prompts, answers, keys and query
 strings are never logged by this package; a traceback shows code, not the values of variables.
@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from typing import Literal, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 
-def configure(level: str = "info", stream: TextIO | None = None) -> None:
+def configure(level: str = "info", style: Literal["text", "json"] = "json", stream: TextIO | None = None) -> None:
     """Send all logging of the process to `stream` (standard error). Called once, by whoever owns the process."""
     number = logging.getLevelNamesMapping()[level.upper()]
+    stream = stream or sys.stderr
+    render: Processor = (
+        structlog.processors.JSONRenderer(serializer=_json)
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(
+            timestamp_key="time", colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    )
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        structlog.processors.format_exc_info,
+        *([structlog.processors.format_exc_info] if style == "json" else []),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer(serializer=_json)],
+        processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_source, *shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(serializer=_json),
+                render,
             ],
         )
     )
