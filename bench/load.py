@@ -26,6 +26,7 @@ from bench.processes import Use, total, usage
 
 _STAMP = re.compile(rb"t=(\d{9,20}) ")
 _LONGEST_STAMP = 64
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 _WATCH_S = 0.2
 
 
@@ -113,7 +114,7 @@ class Stream(asyncio.Protocol):
         seen = self._rest + data
         end = self._count(seen, now)
         self._complete = self._complete or b"data: [DONE]" in seen
-        if seen.endswith(b"0\r\n\r\n"):
+        if seen.endswith(_LAST_CHUNK):
             self._finish(now, usable=True)
         else:
             self._rest = seen[max(end, len(seen) - _LONGEST_STAMP) :]
@@ -211,6 +212,7 @@ def _report(plan: Plan, tally: Tally, wall_s: float, own_s: float, errors: Seque
         "done": tally.done,
         "incomplete": tally.incomplete,
         "errors": len(errors),
+        "broken": plan.requests - tally.done,
         "chunks": tally.chunks,
         "wall_s": round(wall_s, 3),
         "load_cpu_share": round(own_s / wall_s, 2),

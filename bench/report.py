@@ -9,6 +9,7 @@ from typing import Any
 from bench.scenarios import PROMISES, Measured
 
 _COLUMNS = {
+    "broken": "broken",
     "chunks/s": "flow_chunks_per_s",
     "CPU µs/chunk": "cpu_us_per_chunk",
     "CPU ms/req": "cpu_ms_per_req",
@@ -32,8 +33,8 @@ def _median(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     median: dict[str, Any] = {}
     for key, value in rounds[0].items():
         values = [one.get(key) for one in rounds]
-        if key in ("errors", "incomplete"):
-            median[key] = sum(filter(None, values))
+        if key == "broken":
+            median[key] = sum(values)
         elif isinstance(value, dict):
             median[key] = _median([one for one in values if one is not None])
         elif isinstance(value, int | float):
@@ -68,7 +69,7 @@ def measures_table(measured: Measured) -> str:
             if len(report["processes"]) > 1:
                 per_chunk = use["cpu_s"] * 1e6 / max(1, report["chunks"])
                 per_request = use["cpu_s"] * 1e3 / max(1, report["done"])
-                shown = {1: f"{per_chunk:.3g}", 2: f"{per_request:.3g}", 7: f"{use['rss_peak_mb']:g}"}
+                shown = {2: f"{per_chunk:.3g}", 3: f"{per_request:.3g}", 8: f"{use['rss_peak_mb']:g}"}
                 rows.append(["", f"  {kind}", *(shown.get(column, "") for column in range(len(_COLUMNS)))])
     return _table(rows)
 

@@ -87,7 +87,7 @@ def _memory_per_stream(measured: Measured) -> float:
 
 
 def _broken(measured: Measured) -> float:
-    return sum(number(measured, *key, "errors") + number(measured, *key, "incomplete") for key in measured)
+    return sum(number(measured, *key, "broken") for key in measured)
 
 
 PROMISES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -65,3 +66,22 @@ def test_a_refusal_is_not_a_completion(upstream: tuple[str, int]) -> None:
 def test_a_server_that_is_not_there_is_an_error() -> None:
     absent = load("http://127.0.0.1:1/v1/chat/completions", "-c", "2", "-n", "2")
     assert {key: absent[key] for key in _COUNTS} == {"done": 0, "incomplete": 0, "errors": 2, "chunks": 0}
+
+
+async def test_headers_that_end_in_a_zero_are_not_the_end_of_a_stream() -> None:
+    """A run's id in the last header, sent ahead of the body, ended with 0: every sixteenth stream was counted as broken."""
+    data = b"data: t=1234567890 \n\ndata: [DONE]\n\n"
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+    pieces = [b"HTTP/1.1 200 OK\r\nX-Workflow-ID: task-0\r\n\r\n", body]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.05)  # so that they arrive one by one
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        report = await asyncio.to_thread(load, url, "-c", "1", "-n", "1")
+    assert {key: report[key] for key in _COUNTS} == {"done": 1, "incomplete": 0, "errors": 0, "chunks": 1}
