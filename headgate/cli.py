@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Namespace) -> None:
     # Each side is imported when it is used: a client starts without loading a server.
     if arguments.command == "serve":
+        # Or gRPC, which never runs in them, writes a warning about each child process. It looks when it is imported.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         from headgate.serve import serve
 
         serve(arguments)

@@ -49,8 +49,8 @@ def welcome(url: str, settings: Settings) -> str:
 
 
 def _interpreter() -> Path:
-    """This one, which has the `openai` package for sure; as short as it can be written from here."""
-    python = Path(sys.executable)
+    """That of this environment, which has the `openai` package for sure; as short as it can be written from here."""
+    python = Path(sys.prefix, "bin", "python")
     return python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
 
 

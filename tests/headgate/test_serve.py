@@ -1,0 +1,74 @@
+"""`headgate serve` as a person meets it: what it prints can be pasted, and how it refuses and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+ANSWER = "No model was asked"
+
+
+@asynccontextmanager
+async def served(data: Path, environ: dict[str, str]) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A server on a free port, and all that it printed on standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headgate", "serve", "--port", "0", "--data", str(data)), stdout=-1, stderr=-3, env=environ
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            printed = await process.stdout.readuntil(b"headgate submit")
+            yield process, (printed + await process.stdout.readline()).decode()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def examples(printed: str) -> list[str]:
+    """The commands in what was printed: each begins a paragraph."""
+    _, *paragraphs = printed.strip().split("\n\n")
+    return [paragraph for paragraph in paragraphs if not paragraph.startswith("export")]
+
+
+async def pasted(command: str, environ: dict[str, str]) -> str:
+    shell = await asyncio.create_subprocess_exec("bash", "-euc", command, stdout=-1, stderr=-3, env=environ)
+    out, _ = await shell.communicate()
+    assert shell.returncode == 0, command
+    return out.decode()
+
+
+@pytest.mark.local
+@pytest.mark.parametrize("auth", ["off", "keys"])
+async def test_the_three_examples_can_be_pasted(tmp_path: Path, auth: str) -> None:
+    server = {} if auth == "off" else {"HEADGATE_AUTH__MODE": "keys", "HEADGATE_AUTH__KEYS": "[{key: s3cret, name: me}]"}
+    client = {"PATH": "/usr/bin:/bin"} | ({} if auth == "off" else {"HEADGATE_API_KEY": "s3cret"})
+    async with served(tmp_path, server) as (process, printed):
+        assert re.match(r"Headgate listens on http://127\.0\.0\.1:\d+\. Try, in another terminal:\n\n", printed)
+        curl, python, headgate = examples(printed)
+        assert (await pasted(curl, client)).endswith("data: [DONE]\n\n")
+        assert ANSWER in await pasted(python, client)
+        assert ANSWER in await pasted(headgate, client)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_a_mistake_in_the_configuration_stops_it(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("server: {prot: 1}\n", "utf-8")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headgate", "serve", "--config", str(file), "--host", "0.0.0.0"), stdout=-1, stderr=-1
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (2, b"")
+    assert err.decode() == (
+        "headgate: the configuration is not valid:\n"
+        f"  {file}: server: unknown key 'prot' (did you mean 'port'?)\n"
+    )  # fmt: skip
