@@ -110,11 +110,9 @@ class Link(Generic[W]):
             began = loop.time()
             await self._lost.wait()
             _log.warning("lost the connection to Redis, connecting again")
-            if loop.time() - began > _RETRY_MOST_S:
-                delay = _RETRY_FIRST_S
-            else:  # it is up but of no use: do not hammer it
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _RETRY_MOST_S)
+            delay = _RETRY_FIRST_S
+            if loop.time() - began < _RETRY_MOST_S:
+                await asyncio.sleep(delay)  # it is up but of little use: do not hammer it
 
     async def _connect(self) -> W:
         wire: W | None = None

@@ -166,7 +166,7 @@ class Log(Protocol):
     async def open(
         self, run: Run, request: RunRequest, bodies: Sequence[bytes], *, events: Sequence[Event] | None = None
     ) -> Appended:
-        """Create the run's log with its first events, by writer `engine`. Raises LogExists.
+        """Create the run's log with its first events, by writer `engine`, whose appends it does not count. Raises LogExists.
 
         `events`, here and in `append`, are the decoded bodies if the caller has them, so that local readers need not decode.
         """
@@ -199,8 +199,8 @@ class Log(Protocol):
     async def read(self, run_id: str, after_seq: int, limit: int, *, after_ms: int | None = None) -> list[Entry]:
         """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Empty at the tail and for a missing log.
 
-        With `after_ms` it is the entries whose `(ms, seq)` is greater: faster, and where the log has lost the named event and was
-        written anew, the first entry is not `after_seq + 1`, which tells the caller so.
+        With `after_ms` it is faster, and the event before must be that very one: where the log has lost it and another stands in
+        its place, the first entry is not `after_seq + 1`, which tells the caller so.
         """
 
     async def find(self, run_id: str, seq: int) -> Entry | None:
@@ -238,7 +238,7 @@ class Log(Protocol):
         """These runs are in the archive now."""
 
     async def settle(self, run_id: str) -> None:
-        """A closed or missing log needs nobody's care any more: out of the active runs, and into the ones to archive if it exists."""
+        """A closed or missing log needs no more care: out of the active runs, and into the ones to archive if it exists."""
 
     async def lease(self, name: str, owner: str, ttl_ms: int) -> bool:
         """Take or renew a named lease across all processes. For work that one of them should do at a time."""

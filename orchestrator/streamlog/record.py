@@ -116,10 +116,9 @@ class Record:
         return max((writer.until_ms - now_ms for writer in self._writers.values() if writer.until_ms > now_ms), default=0)
 
     def after(self, seq: int, ms: int | None, limit: int) -> list[Entry]:
-        if ms is None:
-            start = bisect_right(self._entries, seq, key=lambda entry: entry.seq)
-        else:
-            start = bisect_right(self._entries, (ms, seq), key=lambda entry: (entry.ms, entry.seq))
+        start = bisect_right(self._entries, seq, key=lambda entry: entry.seq)
+        if ms is not None and start and self._entries[start - 1].seq == seq and self._entries[start - 1].ms != ms:
+            start -= 1  # another event stands there: that it comes first tells the reader so
         return self._entries[start : start + limit]
 
     def tail(self) -> Tail:

@@ -172,8 +172,8 @@ class RedisLog:
         """
         if isinstance(reply, bytes):
             raise _REFUSED[reply]
-        first_seq, count, ms, prev_ms, repeated = reply
-        if ends:
+        first_seq, count, ms, prev_ms, repeated, closed = reply
+        if ends and closed:
             self._writes.post(*self._registry.settling(run_id))
         if self.listener is not None and count == len(bodies) and count:
             seqs = range(first_seq, first_seq + count)
@@ -206,7 +206,7 @@ class RedisLog:
         return entries
 
     async def find(self, run_id: str, seq: int) -> Entry | None:
-        entries: list[Entry] = await self._reads.run(self._find, [self._events(run_id)], (seq, 1), _entries)
+        entries = await self._from(run_id, seq, 1)
         return entries[0] if entries and entries[0].seq == seq else None
 
     async def tail(self, run_id: str) -> Tail | None:
@@ -226,12 +226,20 @@ class RedisLog:
         return int(await self._reads.run(self._held, [self._registry.meta(run_id)], ()))
 
     async def _page(self, run_id: str, after_seq: int, after_ms: int | None, size: int) -> list[Entry]:
-        key = self._events(run_id)
         if after_seq > 0 and after_ms is None:
-            entries: list[Entry] = await self._reads.run(self._find, [key], (after_seq + 1, size), _entries)
-        else:
-            start = f"({after_ms}-{after_seq}" if after_seq > 0 else "-"
-            entries = await self._reads.call((b"XRANGE", key, start, b"+", b"COUNT", size), _entries)
+            return await self._from(run_id, after_seq + 1, size)
+        start, extra = (f"{after_ms}-{after_seq}", 1) if after_seq > 0 else ("-", 0)
+        entries: list[Entry] = await self._reads.call(
+            (b"XRANGE", self._events(run_id), start, b"+", b"COUNT", size + extra), _entries
+        )
+        if not extra:
+            return entries
+        if entries and (entries[0].seq, entries[0].ms) == (after_seq, after_ms):
+            return entries[1:]
+        return await self._from(run_id, after_seq, size)  # trimmed, or another stands there now: then it comes first
+
+    async def _from(self, run_id: str, seq: int, size: int) -> list[Entry]:
+        entries: list[Entry] = await self._reads.run(self._find, [self._events(run_id)], (seq, size), _entries)
         return entries
 
     # -- notifications ---------------------------------------------------------------------------------------------------

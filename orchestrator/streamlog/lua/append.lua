@@ -2,7 +2,7 @@
 -- KEYS: events, meta, request
 -- ARGV: origin, channel, retention_ms, refresh_ms, max_events, writer, attempt, producer_seq,
 --       state ('' for none), the states it may follow, ends (0 or 1), lease_ms, events...
--- Returns {first_seq, count, ms, prev_ms, repeated}, or the code of the refusal.
+-- Returns {first_seq, count, ms, prev_ms, repeated, closed}, or the code of the refusal.
 local FIRST = 13
 local ACK_WINDOW = 16
 local events, meta, request = KEYS[1], KEYS[2], KEYS[3]
@@ -24,7 +24,7 @@ end
 if producer_seq > 0 and attempt == latest and producer_seq <= appends then
   local key, first, count, at, before = string.match(redis.call('HGET', meta, ack) or '', '(%d+ %d+) (%d+) (%d+) (%d+) (%d+)')
   if key ~= attempt .. ' ' .. producer_seq then return 'append_forgotten' end
-  return {tonumber(first), tonumber(count), tonumber(at), tonumber(before), 1}
+  return {tonumber(first), tonumber(count), tonumber(at), tonumber(before), 1, closed and 1 or 0}
 end
 if closed then return 'log_closed' end
 if attempt < latest then return 'fenced' end
@@ -76,4 +76,4 @@ if count > 0 then
   local head = ARGV[1] .. ' ' .. prev_seq .. ' ' .. prev_ms .. ' ' .. ms .. ' ' .. count .. '\n'
   redis.call('PUBLISH', ARGV[2], head .. table.concat(ARGV, '\n', FIRST))
 end
-return {prev_seq + 1, count, ms, prev_ms, 0}
+return {prev_seq + 1, count, ms, prev_ms, 0, ends and 1 or 0}

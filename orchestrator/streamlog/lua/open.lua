@@ -1,7 +1,7 @@
 -- Creates a run's log with its first events.
 -- KEYS: events, meta, request
 -- ARGV: origin, channel, retention_ms, run (JSON), state, request (JSON), events...
--- Returns {first_seq, count, ms, prev_ms, repeated}, or the code of the refusal.
+-- Returns {first_seq, count, ms, prev_ms, repeated, closed}, or the code of the refusal.
 local FIRST = 7
 local events, meta, request = KEYS[1], KEYS[2], KEYS[3]
 
@@ -24,4 +24,4 @@ redis.call('PEXPIRE', meta, ARGV[3])
 if seq > 0 then
   redis.call('PUBLISH', ARGV[2], ARGV[1] .. ' 0 0 ' .. ms .. ' ' .. seq .. '\n' .. table.concat(ARGV, '\n', FIRST))
 end
-return {1, seq, ms, 0, 0}
+return {1, seq, ms, 0, 0, 0}
