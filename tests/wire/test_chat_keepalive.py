@@ -65,3 +65,11 @@ def test_a_resumed_client_had_the_role_before() -> None:
     encoder.encode(LogBook().started().entries)
     assert deltas(minutes_of_silence(encoder, 60)[-1]) == [{}]
     assert deltas(encoder.encode(plain().entries[2:])) == [{"content": "Hello"}, {"content": " world"}, {}]
+
+
+def test_data_starts_the_count_again_also_when_keepalives_are_rare() -> None:
+    encoder = ChatEncoder(run())
+    encoder.encode(plain().entries[:3])
+    assert encoder.keepalive(60.0) != BEAT
+    encoder.encode(plain().entries[3:4])
+    assert encoder.keepalive(60.0) != BEAT
