@@ -79,13 +79,13 @@ def _headgate(folder: Path, upstream: str, port: int, profile: Path | None) -> l
     }
     path = folder / "headgate.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    command = Path(sys.executable).with_name("headgate")
-    serve = [str(command), "serve", "--config", str(path), "--port", str(port), "--data", str(folder / "data")]
+    serve = ["serve", "--config", str(path), "--port", str(port), "--data", str(folder / "data")]
+    headgate = [str(Path(sys.executable).with_name("headgate")), *serve]
     if profile is None:
-        return serve
+        return headgate
     if spy := shutil.which("py-spy"):
-        return [spy, "record", "--format", "speedscope", "--output", str(profile), "--", *serve]
-    return [sys.executable, "-m", "cProfile", "-o", str(profile), *serve]
+        return [spy, "record", "--format", "speedscope", "--output", str(profile), "--", *headgate]
+    return _module("profiled", str(profile), *serve)
 
 
 def _module(name: str, *arguments: str) -> list[str]:
