@@ -113,10 +113,12 @@ class Agent:
 
     async def _converse(self, past: Past) -> StepResult:
         self._sent = past.transcript
+        self._usage = past.usage
         if past.attempts == 0:
             self._emit(EventType.AGENT_STARTED, state=RunState.RUNNING)
         else:
             self._metrics.takeover()
+            await self._report_lost(past.unreported)
             self._emit(EventType.AGENT_RETRYING, payload={"attempt": self._job.attempt, "error": "worker_lost", "delay_s": 0})
         while past.output is None:
             try:
@@ -125,6 +127,13 @@ class Agent:
             except UpstreamError as error:
                 await self._again(error)
         return await self._completed(past.output)
+
+    async def _report_lost(self, said: Transcript) -> None:
+        """The call of a lost attempt was paid for as well; what it said is what can be known of it."""
+        if not said.empty:
+            call = _Call(f"{self._job.writer}-{self._job.attempt - 1}-lost", self._clock.time())
+            call.usage = await self._tokens.usage(self._model, self._job.request.body, said.all_text())
+            await self._say_output(call, aborted=True)
 
     async def _again(self, error: UpstreamError) -> None:
         """Prepare another call after one that broke off, or raise `error` when policy says that it is final."""
@@ -139,7 +148,8 @@ class Agent:
 
     async def _answer(self) -> None:
         """One upstream call, from where the answer stands."""
-        continues = self._sent.plain and self._router.continues(self._job.step.upstream)
+        step = self._job.step
+        continues = self._sent.plain and step.on_cut != "regenerate" and self._router.continues(step.upstream)
         prefix = self._sent.text if continues else ""
         splice = None if continues or self._sent.empty else Splice(self._sent)
         self._calls += 1
@@ -212,7 +222,7 @@ class Agent:
     async def _completed(self, output: Event | None) -> StepResult:
         """`output` is the `LLM_OUTPUT` that an earlier attempt had said already."""
         if output is not None and output.payload is not None:
-            usage = msgspec.convert(output.payload["usage"], Usage)
+            usage = self._usage or Usage()
             self._sent.finish(0, output.payload.get("finish_reason", "stop"))
         else:
             assert self._call is not None
@@ -272,13 +282,13 @@ class Agent:
     async def _say_output(self, call: _Call, *, aborted: bool, final: bool = False) -> Usage:
         """`LLM_OUTPUT`: what one call brought. A call that is repeated reports its usage only, the text is said by the next."""
         if call.usage is None:
-            call.usage = await self._tokens.usage(self._job.call("").model, self._job.request.body, self._sent.all_text())
+            call.usage = await self._tokens.usage(self._model, self._job.request.body, self._sent.all_text())
         usage = call.usage
         self._usage = usage if self._usage is None else self._usage.plus(usage)
         now = self._clock.time()
         payload: dict[str, Any] = {
             "call_id": call.id,
-            "model": self._job.step.model or self._job.request.upstream_model,
+            "model": self._model,
             "upstream": call.upstream,
             **({} if aborted and not final else self._sent.output()),
             "usage": msgspec.to_builtins(usage),
@@ -327,6 +337,10 @@ class Agent:
         state: RunState | None = None,
     ) -> None:
         self._writer.emit(Event(event_type, self._at.now(), self._job.step.name, message, payload), state=state)
+
+    @property
+    def _model(self) -> str:
+        return self._job.step.model or self._job.request.upstream_model
 
     def _time_left_s(self) -> float:
         limits = [self._job.step.timeout_s]

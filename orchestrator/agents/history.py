@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import reduce
+from typing import Any
 
 import msgspec
 
@@ -11,24 +13,39 @@ from orchestrator.endings import outcome
 from orchestrator.events import Event, EventType
 from orchestrator.runs import Outcome
 from orchestrator.streamlog.log import Log
+from orchestrator.upstreams.upstream import Usage
 
 _PAGE = 512
 
 
 class Past(msgspec.Struct, frozen=True):
-    """What one agent has said in a run so far. `attempts` is how often it started; `output` says that its last call completed."""
+    """What one agent has said in a run so far.
+
+    `attempts` is how often it started; `output` says that its last call completed. `usage` is what its calls reported, and
+    `unreported` what it said in a call that was lost before it could.
+    """
 
     transcript: Transcript
     attempts: int = 0
     output: Event | None = None
+    usage: Usage | None = None
+    unreported: Transcript = msgspec.field(default_factory=Transcript)
 
 
 async def past(log: Log, run_id: str, agent_id: str) -> Past:
     """Read the run's log for what this agent said."""
     said = [event async for event in _events(log, run_id) if event.agent_id == agent_id]
     starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in said)
-    outputs = [event for event in said if event.type == EventType.LLM_OUTPUT and not (event.payload or {}).get("aborted")]
-    return Past(Transcript.of(said), starts, outputs[-1] if outputs else None)
+    outputs = [event for event in said if event.type == EventType.LLM_OUTPUT]
+    last = outputs[-1] if outputs else None
+    lost = said[said.index(last) + 1 :] if last is not None else said
+    return Past(
+        transcript=Transcript.of(said),
+        attempts=starts,
+        output=last if last is not None and not _payload(last).get("aborted") else None,
+        usage=reduce(Usage.plus, (msgspec.convert(_payload(output)["usage"], Usage) for output in outputs)) if outputs else None,
+        unreported=Transcript.of(lost),
+    )
 
 
 async def ended(log: Log, run_id: str) -> Outcome | None:
@@ -38,6 +55,10 @@ async def ended(log: Log, run_id: str) -> Outcome | None:
         return None
     entries = await log.read(run_id, tail.seq - 2, 2)
     return next((found for entry in entries if (found := outcome(entry.event)) is not None), None)
+
+
+def _payload(event: Event) -> dict[str, Any]:
+    return event.payload or {}
 
 
 async def _events(log: Log, run_id: str) -> AsyncIterator[Event]:

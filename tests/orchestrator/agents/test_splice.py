@@ -34,7 +34,9 @@ def text(content: str) -> Delta:
 def tool(index: int, arguments: str, *, call_id: str | None = None, name: str | None = None) -> Delta:
     function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
     call = {"index": index, "function": function}
-    return Delta(tool_calls=[call if call_id is None else {"index": index, "id": call_id, "type": "function", "function": function}])
+    return Delta(
+        tool_calls=[call if call_id is None else {"index": index, "id": call_id, "type": "function", "function": function}]
+    )
 
 
 def test_what_agrees_is_silent_and_the_rest_follows() -> None:
@@ -114,4 +116,6 @@ def test_a_reader_ends_with_exactly_the_new_answer(sent: list[tuple[int, str, st
 def test_the_same_answer_again_never_unsays_anything(whole: list[tuple[int, str, str]], cut: int) -> None:
     out = spliced(said(*_deltas(whole[:cut])), _deltas(whole))
     assert not any(isinstance(part, Reset) for part in out)
-    assert said(*_deltas(whole[:cut]), *(part for part in out if isinstance(part, Delta))).tracks() == said(*_deltas(whole)).tracks()
+    assert (
+        said(*_deltas(whole[:cut]), *(part for part in out if isinstance(part, Delta))).tracks() == said(*_deltas(whole)).tracks()
+    )
