@@ -73,7 +73,7 @@ def build_app(
 ) -> web.Application:
     """All routes, behind the edge."""
     access: dict[web.AbstractRoute, Access] = {}
-    edge = Edge(key_ring(settings.auth), access, metrics, new_request_id)
+    edge = Edge(key_ring(settings.auth), access, drain, metrics, new_request_id)
     app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
     app[ACCESS] = access
     app.on_response_prepare.append(name_response)

@@ -9,8 +9,9 @@ a shutdown cuts short leaves the run to go on, because its client may be about t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -18,7 +19,7 @@ from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.drain import Drain
 from orchestrator.engine import Engine, Submission
-from orchestrator.errors import HeadgateError, RunConflict, RunFailed, Unavailable
+from orchestrator.errors import HeadgateError, RunFailed, Unavailable
 from orchestrator.runs import Principal, Run
 
 log = logs.logger(__name__)
@@ -38,6 +39,7 @@ class Departures:
         self._metrics = metrics
         self._tasks: set[asyncio.Task[Any]] = set()
         self._graces: dict[str, asyncio.Event] = {}
+        self._readers: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,6 +63,8 @@ class Departures:
         except RunFailed:
             raise
         except BaseException as why:
+            if submitting.done() and (submitting.cancelled() or submitting.exception() is not None):
+                raise  # there is no run
             gone = isinstance(why, (asyncio.CancelledError, ConnectionError))
             if gone:
                 self._metrics.departure()
@@ -68,10 +72,18 @@ class Departures:
                 self._own(self._leave(submitting, principal, policy))
             raise
 
-    def came_back(self, run_id: str) -> None:
-        """Somebody reads the run again: a grace period that was running for it is over, and the run goes on."""
+    @contextmanager
+    def reader(self, run_id: str) -> Iterator[None]:
+        """Around a resumed stream. A grace period that runs for the run is over, and one that begins meanwhile is met at once."""
+        self._readers[run_id] += 1
         if returned := self._graces.get(run_id):
             returned.set()
+        try:
+            yield
+        finally:
+            self._readers[run_id] -= 1
+            if not self._readers[run_id]:
+                del self._readers[run_id]
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -82,13 +94,18 @@ class Departures:
     async def _leave(self, submitting: asyncio.Task[Run], principal: Principal, policy: Policy) -> None:
         try:
             run = await submitting
-        except HeadgateError:
-            return  # there is no run, and nobody left to tell
-        if policy == "continue" or (not isinstance(policy, str) and await self._returned(run.id, policy)):
-            return
-        await self._cancel(principal, run.id)
+            if policy == "continue" or (not isinstance(policy, str) and await self._returned(run.id, policy)):
+                return
+            await self._cancel(principal, run.id)
+        except HeadgateError as error:
+            log.info("departure_without_effect", code=error.code)  # there is no run any more, and nobody left to tell
+        except Exception:
+            log.exception("departure_failed")
+            self._metrics.internal_error()
 
     async def _returned(self, run_id: str, grace_s: float) -> bool:
+        if run_id in self._readers:
+            return True
         returned = self._graces[run_id] = asyncio.Event()
         try:
             async with asyncio.timeout(grace_s):
@@ -102,8 +119,6 @@ class Departures:
         for pause_s in (*_RETRY_S, None):
             try:
                 await self._engine.cancel(principal, run_id, "the client disconnected")
-            except RunConflict:
-                return  # it ended by itself
             except Unavailable as error:
                 if pause_s is None:
                     log.warning("departure_not_cancelled", workflow_id=run_id, code=error.code)

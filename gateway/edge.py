@@ -17,6 +17,7 @@ from aiohttp.typedefs import Middleware
 from gateway.access.keys import Access, KeyRing
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
+from gateway.transports.drain import Drain
 from gateway.transports.error_response import error_response, of_http
 from orchestrator.errors import HeadgateError
 from orchestrator.runs import Principal
@@ -57,11 +58,13 @@ class Edge:
         self,
         keys: KeyRing,
         access: Mapping[web.AbstractRoute, Access],
+        drain: Drain,
         metrics: GatewayMetrics,
         new_request_id: Callable[[], str],
     ) -> None:
         self._keys = keys
         self._access = access
+        self._drain = drain
         self._metrics = metrics
         self._new_request_id = new_request_id
 
@@ -81,6 +84,8 @@ class Edge:
         try:
             response = await self._answer(request, handler)
             status = response.status
+            if self._drain.begun:
+                response.force_close()  # the client's next request should find another server
             return response
         finally:
             self._report(request, status, perf_counter() - begun)

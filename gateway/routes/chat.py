@@ -75,8 +75,7 @@ class ChatRoutes:
         if not streamed and not run.state.ended:
             raise RunInProgress
         point = resume_point(request)
-        with self._drain.answer():
-            self._departures.came_back(run.id)
+        with self._drain.answer(), self._departures.reader(run.id):
             async with self._engine.subscribe(request[PRINCIPAL], run.id) as subscription:
                 if not streamed:
                     return await self._whole(subscription, run)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from gateway.errors import Draining
 
 _LAST_WORDS_S = 1.0
+_RESUME = "This server is shutting down. If the run's model is durable the run goes on: resume its stream by its id."
 
 
 class Drain:
@@ -32,7 +33,7 @@ class Drain:
     def answer(self) -> Iterator[None]:
         """Around the whole of an answer: it is waited for. Raises Draining if new ones are refused."""
         if self.begun:
-            raise _draining()
+            raise Draining(retry_after_s=1)
         self.open_answers += 1
         self._none_open.clear()
         try:
@@ -46,7 +47,7 @@ class Drain:
     async def until_closed(self) -> AsyncIterator[None]:
         """Around the part of an answer that can be broken off. Raises Draining when its time is up."""
         if self.closing:
-            raise _draining()
+            raise Draining(_RESUME, retry_after_s=1)
         try:
             async with asyncio.timeout(None) as bound:
                 self._bounds.add(bound)
@@ -56,7 +57,7 @@ class Drain:
                     self._bounds.discard(bound)
         except TimeoutError:
             if bound.expired():
-                raise _draining() from None
+                raise Draining(_RESUME, retry_after_s=1) from None
             raise
 
     def begin(self) -> None:
@@ -81,7 +82,3 @@ class Drain:
                 return await self._none_open.wait()
         except TimeoutError:
             return False
-
-
-def _draining() -> Draining:
-    return Draining(retry_after_s=1)

@@ -379,6 +379,25 @@ async def test_coming_back_within_the_grace_period_saves_the_run(server: Any, wi
     assert answer.body.endswith(b"data: [DONE]\n\n")
 
 
+async def test_a_grace_period_is_met_by_a_reader_who_is_there_already(server: Any, witness: Any) -> None:
+    """A client may be back before the loss of its first connection is noticed."""
+    async with server.connection() as (reader, second):
+        async with server.connection() as (first_reader, first):
+            first.write(raw_ask(ask('say "a"; wait 300ms; say "b"', headgate_options={"on_disconnect": 0.05})))
+            run_id = (await witness.nth(0)).key
+            await first_reader.readuntil(b'"content":"a"')
+            second.write(f"GET {CHAT}/{run_id}?stream=true HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-a\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readuntil(b"\r\n0\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"[DONE]" in body
+
+
+async def test_a_submission_that_fails_is_nobodys_departure(server: Any) -> None:
+    assert (await server.ask("POST", CHAT, headers=bearer(), json=ask("", model="durable"))).status == 503
+    assert b"headgate_client_departures_total 0.0" in server.metrics.text()
+
+
 # Slow and frozen clients
 
 

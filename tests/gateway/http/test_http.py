@@ -363,7 +363,7 @@ async def test_readiness_names_each_dependency(server: Any) -> None:
 async def test_a_draining_server_is_not_ready_and_takes_nothing_new(server: Any) -> None:
     server.drain.begin()
     ready = await server.ask("GET", "/readiness")
-    assert (ready.status, ready.json["status"]) == (503, "draining")
+    assert (ready.status, ready.json["status"], ready.headers["connection"]) == (503, "draining", "close")
     answer = await server.ask("POST", CHAT, headers=authorised(), json=ASK)
     assert_envelope(answer, 503, "draining")
     assert answer.headers["retry-after"] == "1"

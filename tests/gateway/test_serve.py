@@ -1,0 +1,62 @@
+"""The life of a serving process, from outside: it starts with its own backends, answers, drains on SIGTERM, and ends with 0."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+CONFIG = """
+server: {port: 0, drain_s: 0.5}
+upstreams: {demo: {kind: scripted}}
+models:
+  durable: {plan: {agent: {upstream: demo}}}
+  inline: {plan: {agent: {upstream: demo}}, durability: none}
+"""
+
+
+async def last_event(http: aiohttp.ClientSession, url: str, model: str, begun: asyncio.Event) -> str:
+    script = "/script\nsay 1 word; wait 60s"
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": script}]}
+    last = ""
+    async with http.post(f"{url}/v1/chat/completions", json=body) as response:
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                last = line.decode().removeprefix("data: ").strip()
+                begun.set()
+    return last
+
+
+@pytest.mark.local
+async def test_sigterm_ends_every_stream_honestly_and_the_process_cleanly(tmp_path: Path) -> None:
+    """Both streams would go on for a minute. Neither ends as if its answer were whole."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "headgate", "serve", "--config", "config.yaml", "--data", "data"]
+    server = await asyncio.create_subprocess_exec(
+        *command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    assert server.stdout is not None
+    try:
+        async with asyncio.timeout(60), aiohttp.ClientSession() as http:
+            url = next(word for word in (await server.stdout.readline()).decode().split() if word.startswith("http://")).rstrip(
+                "."
+            )
+            begun = [asyncio.Event(), asyncio.Event()]
+            reading = [
+                asyncio.create_task(last_event(http, url, model, event))
+                for model, event in zip(("durable", "inline"), begun, strict=True)
+            ]
+            await asyncio.gather(*(event.wait() for event in begun))
+            server.send_signal(signal.SIGTERM)
+            codes = [json.loads(last)["error"]["code"] for last in await asyncio.gather(*reading)]
+            assert codes == ["draining", "draining"]
+            assert await server.wait() == 0
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
