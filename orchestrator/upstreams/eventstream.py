@@ -50,7 +50,7 @@ class EventStreamReader:
                 raise self._too_long()
             if block[:6] == b"data: " and b"\n" not in block:
                 events.append(block[6:])
-            elif (data := event_data(block)) is not None:
+            elif block and (data := event_data(block)) is not None:
                 events.append(data)
         if len(self._tail) > self._max:
             raise self._too_long()

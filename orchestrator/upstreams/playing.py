@@ -51,6 +51,7 @@ _WORDS = re.findall(
 )
 _ARGUMENT_CHARS = 12
 _QUOTED_WORDS = 12
+_LONGEST_STOP = 1000
 _MAX_STEPS = 2_000_000
 """Statements and pieces of one play. A script that goes on and on, aloud or not, ends as a model does: at its length."""
 
@@ -93,19 +94,18 @@ class Play:
         self._pause = 0.0
         self._seed = 0
         self._text = ""
+        self._written = 0
         self._said = 0
         self._steps = 0
         self._calls = 0
         self._reason: str | None = None
 
     def actions(self) -> Iterator[Action]:
-        """Everything that happens, finishes and usage included."""
+        """Everything that happens, finishes and usage included; a performer leaves out what `manner.without` says."""
         yield from self._perform(self._statements)
-        if "finish" not in self.manner.without:
-            reason = self._reason or ("tool_calls" if self._calls else "stop")
-            yield from (Finish(choice, reason) for choice in self._choices)
-        if "usage" not in self.manner.without:
-            yield self._usage()
+        reason = self._reason or ("tool_calls" if self._calls else "stop")
+        yield from (Finish(choice, reason) for choice in self._choices)
+        yield self._usage()
 
     def _perform(self, statements: Sequence[Statement]) -> Iterator[Action]:
         for statement in statements:
@@ -154,31 +154,39 @@ class Play:
             done += 1
 
     def _pieces(self, pieces: Sequence[str], to: str) -> Iterator[Action]:
+        room = self._room(pieces) if to == "content" else math.inf
         for piece in pieces:
+            yield from self._step()
+            if self._limit is not None and self._written >= self._limit:
+                self._reason = "length"
             if self._reason is not None:
                 return
-            yield from self._step()
-            if to == "content":
-                piece = self._shortened(piece)
-                if not piece:
-                    continue
-            elif self._skip:
-                continue
-            if self._limit is not None and self._said >= self._limit:
-                self._reason = "length"
-                return
-            yield from self._paced(*(_said(choice, to, piece) for choice in self._choices))
-
-    def _shortened(self, piece: str) -> str:
-        """`piece` without what the reader has already and without what a stop sequence cuts off."""
-        self._text = self._text[-1000:] + piece
-        for stop in self._stops:
-            if (at := self._text.find(stop)) >= 0:
-                piece = piece[: max(0, at - (len(self._text) - len(piece)))]
+            stopped = len(piece) > room
+            if stopped:
+                piece = piece[: int(room)]
                 self._reason = "stop"
+            room -= len(piece)
+            self._written += 1
+            if (left := self._unsaid(piece, to)) is not None and (left or not stopped):
+                yield from self._paced(*(_said(choice, to, left) for choice in self._choices))
+
+    def _room(self, pieces: Sequence[str]) -> float:
+        """How many characters of `pieces` there are before a stop sequence, which may have begun in earlier text."""
+        before = len(self._text)
+        self._text += "".join(pieces)
+        found = [at for stop in self._stops if (at := self._text.find(stop)) >= 0]
+        self._text = self._text[-_LONGEST_STOP:]
+        return max(0, min(found) - before) if found else math.inf
+
+    def _unsaid(self, piece: str, to: str) -> str | None:
+        """What of `piece` the reader does not have yet; None when there is nothing to say of it."""
+        if not self._skip:
+            return piece
+        if to != "content":
+            return None
         skipped = min(self._skip, len(piece))
         self._skip -= skipped
-        return piece[skipped:]
+        return piece[skipped:] or None
 
     def _call(self, statement: CallTool) -> Iterator[Action]:
         index = self._calls

@@ -136,8 +136,12 @@ class Script(msgspec.Struct, frozen=True):
 
 def is_script(text: str) -> bool:
     """Whether a prompt is a script: its first word is a marker."""
-    head = text.lstrip()[:16].split(maxsplit=1)
-    return bool(head) and head[0] in MARKERS
+    return _marker(text) is not None
+
+
+def _marker(text: str) -> str | None:
+    first = text.lstrip()[:16].split(maxsplit=1)[:1]
+    return first[0] if first and first[0] in MARKERS else None
 
 
 def parse(text: str) -> Script:
@@ -170,8 +174,8 @@ class _Parser:
         self._manner: dict[str, object] = {}
 
     def script(self) -> Script:
-        if is_script(self._text):
-            self._word("a marker")
+        if marker := _marker(self._text):
+            self._at = self._text.index(marker) + len(marker)
         turns = [self._block(("then",))]
         while self._closed_by == "then":
             turns.append(self._block(("then",)))

@@ -6,6 +6,7 @@ It has the interface and the failures of a real one, and asks nobody. `scripted_
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
@@ -15,7 +16,7 @@ from orchestrator.upstreams.chunks import FINISHES
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.playing import Action, Play, script_for
 from orchestrator.upstreams.rejections import Scrubber, rejection, reported
-from orchestrator.upstreams.script import Blank, Broken, Cut, Garbage, Line, Status, Wait
+from orchestrator.upstreams.script import Blank, Broken, Cut, Garbage, Line, Manner, Status, Wait
 from orchestrator.upstreams.upstream import (
     Call,
     Finish,
@@ -27,6 +28,7 @@ from orchestrator.upstreams.upstream import (
     UpstreamGarbled,
     UpstreamSilent,
     UpstreamTooSlow,
+    Usage,
 )
 from orchestrator.upstreams.witness import Ending, Witness
 
@@ -60,7 +62,7 @@ class ScriptedUpstream:
         script = script_for(call.body, self._config.script, self._config.rate)
         record, earlier = self.witness.open(call.run_id, call.model, call.body)
         play = Play(script, call.body, earlier_calls=earlier, prefix=call.prefix)
-        performance = _Performance("finish" not in play.manner.without)
+        performance = _Performance(play.manner)
         ending: Ending = "cancelled"
         batch: list[Piece] = []
         try:
@@ -75,7 +77,6 @@ class ScriptedUpstream:
                 batch.extend(pieces)
                 if performance.failure is not None:
                     break
-            batch.extend(performance.last_pieces())
             if batch:
                 yield batch
             if performance.failure is not None:
@@ -99,21 +100,21 @@ class ScriptedUpstream:
 
     async def _wait(self, seconds: float, deadline_ms: int | None) -> None:
         """Sleep, and fail as a real upstream's silence would."""
-        left = float("inf") if deadline_ms is None else deadline_ms / 1000 - self._clock()
+        left = math.inf if deadline_ms is None else deadline_ms / 1000 - self._clock()
         idle = self._config.idle_timeout_s
         await self._sleep(max(0.0, min(seconds, left, idle)))
+        if seconds > idle and idle < left:
+            raise UpstreamSilent
         if seconds >= left:
             raise UpstreamTooSlow
-        if seconds > idle:
-            raise UpstreamSilent
 
 
 class _Performance:
     """Actions as pieces, with the outcomes that `openai_http` gives the same faults."""
 
-    def __init__(self, finishes: bool) -> None:
+    def __init__(self, manner: Manner) -> None:
         self.failure: UpstreamError | None = None
-        self._finishes = finishes
+        self._without = manner.without
         self._started = False
         self._broken = 0
         self._broken_in_a_row = 0
@@ -126,6 +127,8 @@ class _Performance:
                 return self._break()
             case Finish():
                 return self._finish(action)
+            case Usage():
+                return self._close(action)
             case Status():
                 self.failure = _rejected(action, self._started)
             case Cut():
@@ -140,16 +143,20 @@ class _Performance:
                 return (action,)
         return ()
 
-    def last_pieces(self) -> Sequence[Piece]:
-        if self.failure is not None or self._finishes:
-            return ()
-        return (Note("no_finish_reason"), Finish(0, "stop"))
-
     def _finish(self, finish: Finish) -> Sequence[Piece]:
+        if "finish" in self._without:
+            if "done" in self._without:
+                self.failure = UpstreamCut()
+                return ()
+            return Note("no_finish_reason"), finish
         reason = FINISHES.get(finish.reason.lower())
         if reason is None:
             return Note("unknown_finish_reason"), Finish(finish.choice, "stop")
         return (Finish(finish.choice, reason),)
+
+    def _close(self, usage: Usage) -> Sequence[Piece]:
+        last = Note("no_usage") if "usage" in self._without else usage
+        return (Note("no_done"), last) if "done" in self._without else (last,)
 
     def _break(self) -> Sequence[Piece]:
         self._broken += 1

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from orchestrator.upstreams.playing import Action, Play, prompt_of, script_for
 from orchestrator.upstreams.script import Blank, Broken, Cut, Garbage, Line, Manner, Status, Wait
 from orchestrator.upstreams.scripted import error_body
 from orchestrator.upstreams.upstream import Delta, Finish, Usage
-from orchestrator.upstreams.witness import Ending, ScriptedCall, Witness
+from orchestrator.upstreams.witness import MAX_CALLS, Ending, ScriptedCall, Witness
 
 WRITE_BYTES = 64 * 1024
 MAX_BODY = 32 << 20
@@ -41,8 +42,10 @@ class ScriptedServer:
     ) -> None:
         self.witness = witness or Witness()
         self.base_url = ""
-        self.headers: list[Mapping[str, str]] = []
-        """What each call came with."""
+        self.headers: deque[Mapping[str, str]] = deque(maxlen=MAX_CALLS)
+        """What each of the latest calls came with."""
+        self.peers: deque[object] = deque(maxlen=MAX_CALLS)
+        """Where each of the latest calls came from: as many different ones as there were connections."""
         self._script = script
         self._rate = rate
         self._sleep = sleep
@@ -72,6 +75,7 @@ class ScriptedServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         self.headers.append(request.headers)
+        self.peers.append(request.transport.get_extra_info("peername") if request.transport else None)
         body: dict[str, Any] = await request.json(loads=json.loads)
         prompt = prompt_of(body)
         try:
@@ -140,7 +144,7 @@ class _Wire:
                     said.setdefault(action.choice, {"message": {"role": "assistant", "content": ""}})["finish_reason"] = (
                         action.reason
                     )
-                case Usage():
+                case Usage() if "usage" not in self._manner.without:
                     usage = action
                 case Wait():
                     await self._pause(action.seconds)
@@ -157,10 +161,10 @@ class _Wire:
             case Delta():
                 self._record.pieces += 1
                 await self._delta(action)
-            case Finish():
+            case Finish() if "finish" not in self._manner.without:
                 await self._role(action.choice)
                 await self._chunk([{"index": action.choice, "delta": {}, "logprobs": None, "finish_reason": action.reason}])
-            case Usage():
+            case Usage() if "usage" not in self._manner.without:
                 if (self._body.get("stream_options") or {}).get("include_usage"):
                     await self._chunk([], usage=_usage(action))
             case Wait():
