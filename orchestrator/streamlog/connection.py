@@ -17,7 +17,10 @@ from orchestrator.streamlog.wire import Command, NoScript, Parse, Wire
 
 
 class Connection:
-    """`call_timeout_s` bounds an answer; `wait_s` how long a call waits to be sent; a Redis this late is `late_s` behind."""
+    """`call_timeout_s` bounds an answer, and `wait_s` how long a call waits to be sent.
+
+    Nothing new is sent to a Redis that owes an answer for longer than a quarter of the bound.
+    """
 
     def __init__(
         self,
@@ -25,12 +28,11 @@ class Connection:
         *,
         call_timeout_s: float = 2.0,
         wait_s: float = 0.5,
-        late_s: float = 0.5,
         max_pending: int = 10_000,
     ) -> None:
         self._call_timeout_s = call_timeout_s
         self._wait_s = wait_s
-        self._late_s = late_s
+        self._late_s = call_timeout_s / 4
         self._max_pending = max_pending
         self._wire: Wire | None = None
         self._turn: asyncio.Event | None = None

@@ -8,6 +8,7 @@ is pending on it fails with LogUnavailable. It is not known whether those comman
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from orchestrator.streamlog.log import LogUnavailable
 Word = bytes | str | int
 Command = Sequence[Word]
 Parse = Callable[[Any], Any]
+
+_log = logging.getLogger(__name__)
 
 _NOTHING = object()
 _AWAY = re.compile(r"(?:^|-)(?:LOADING|OOM|READONLY|MISCONF|BUSY|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|TRYAGAIN|NOAUTH)\b")
@@ -106,6 +109,8 @@ class Wire(asyncio.Protocol):
 
     def take(self, reply: Any) -> None:
         """One reply has arrived."""
+        if not self._pending:
+            raise hiredis.ProtocolError("an answer to nothing")
         future, parse, _ = self._pending.popleft()
         if isinstance(reply, Exception):
             _fail(future, reply)
@@ -127,8 +132,12 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         reader = self._reader
         reader.feed(data)
-        while (reply := reader.gets()) is not _NOTHING:
-            self.take(reply)
+        try:
+            while (reply := reader.gets()) is not _NOTHING:
+                self.take(reply)
+        except hiredis.ProtocolError as error:
+            _log.error("Redis sent what is no reply: %s", error)
+            self.drop()
         self._answering()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -104,7 +104,7 @@ class MemoryWorld(World):
 class RedisWorld(World):
     """Redis's clock cannot be owned, so what lapses here is short."""
 
-    fast_ms = 60
+    fast_ms = 150
 
     def __init__(self, url: str, prefix: str) -> None:
         super().__init__()

@@ -421,7 +421,7 @@ class TestManyRuns:
         assert (await log.active(), await log.unarchived(10)) == ([], [])
 
     async def test_appending_keeps_a_log_alive(self, world: Any, body: Body, ask: RunRequest) -> None:
-        retention_ms = world.fast_ms * 8
+        retention_ms = world.fast_ms * 4
         log = (await world.process(retention_ms=retention_ms)).log
         run = world.run()
         await log.open(run, ask, [body(1)])

@@ -193,17 +193,17 @@ class TestConnection:
             began = loop.time()
             with pytest.raises(LogUnavailable):
                 await away.log.append(run.id, "w", 1, 1, [body(1)])
-            assert loop.time() - began < 0.3
+            assert loop.time() - began < 1.0
         proxy.refusing = False
         await insist(away.log, run.id, "w", 1, [body(1)])
 
     async def test_a_slow_redis_is_found_out_within_the_bound(
         self, redis_world: Any, proxy: Any, ask: RunRequest, body: Body
     ) -> None:
-        """P11, ten times as fast: every answer takes 0.2 s, admission is bounded by 0.1 s."""
+        """P11, three times as fast: every answer takes 0.6 s, admission is bounded by 0.2 s."""
         loop = asyncio.get_running_loop()
-        away = await redis_world.process(url=proxy.url, call_timeout_s=0.2, wait_s=0.05, admission_s=0.09)
-        proxy.reply_delay_s = 0.2
+        away = await redis_world.process(url=proxy.url, call_timeout_s=0.6, wait_s=0.1, admission_s=0.2)
+        proxy.reply_delay_s = 0.6
 
         async def admit() -> float:
             began = loop.time()
@@ -214,7 +214,7 @@ class TestConnection:
         waits = []
         for _ in range(8):
             waits += await asyncio.gather(*(admit() for _ in range(10)))
-        assert max(waits) < 0.1 + 0.05
+        assert max(waits) < 0.4
         proxy.reply_delay_s = 0.0
         async with asyncio.timeout(5):
             while True:
