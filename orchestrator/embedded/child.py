@@ -35,7 +35,7 @@ class Child:
         self._port_is_fixed = port is not None
         self._data = data
         self._progress = progress
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: program.Process | None = None
 
     @property
     def address(self) -> str:
@@ -76,7 +76,7 @@ class Child:
                 await process.wait()
         except TimeoutError:
             self._say(f"did not stop within {STOP_TIMEOUT_S:.0f} s, killing it")
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             await process.wait()
 
     async def _launch_somewhere(self) -> str:
@@ -106,7 +106,7 @@ class Child:
             raise self._port_taken()
         name = self.backend.name
         since = program.log_size(self._data, name)
-        process = self._process = await program.spawn(self.backend, self.backend.command(self.port), self._data)
+        process = self._process = program.spawn(self.backend, self.backend.command(self.port), self._data)
         self._data.record_pid(name, process.pid)
         version = await self._ready(process)
         if version is not None:
@@ -116,7 +116,7 @@ class Child:
         ending = _ending(await process.wait())
         raise EmbeddedError(f"{name} {ending} before it was ready:\n{self._data.log_tail(name, since)}")
 
-    async def _ready(self, process: asyncio.subprocess.Process) -> str | None:
+    async def _ready(self, process: program.Process) -> str | None:
         """The version that the server reports when it answers, or None if it exits first."""
         exited = asyncio.create_task(process.wait())
         answered = asyncio.create_task(self._answer())
