@@ -105,6 +105,10 @@ encode: Callable[[Event], bytes] = _encoder.encode
 decode: Callable[[bytes], Event] = _decoder.decode
 
 
+_DELTA = f'{{"type":"{EventType.LLM_PARTIAL}"'.encode()
+_END = f'{{"type":"{EventType.STREAM_END}"'.encode()
+
+
 class Entry:
     """An event at its position in a run's log. Immutable; decodes its body only when somebody looks inside.
 
@@ -130,6 +134,16 @@ class Entry:
     @property
     def stream_id(self) -> str:
         return f"{self.ms}-{self.seq}"
+
+    @property
+    def is_delta(self) -> bool:
+        """Told from its bytes, without decoding."""
+        return self.body.startswith(_DELTA)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether this is the entry that closes its log. Told from its bytes, without decoding."""
+        return self.body.startswith(_END)
 
     def envelope(self, workflow_id: str) -> bytes:
         """The event as every native door sends it: one JSON object on one line. `workflow_id` needs no escaping."""

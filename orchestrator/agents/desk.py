@@ -7,6 +7,7 @@ are alive.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -23,6 +24,8 @@ from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing, LogUnavailable
 from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.tokens import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 
@@ -111,9 +114,12 @@ class Desk:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            for beat in set(self._agents.values()) - {no_beat}:
-                beat()
-            await asyncio.gather(*(agent.renew() for agent in list(self._agents)))
+            try:
+                for beat in self._agents.values():
+                    beat()
+                await asyncio.gather(*(agent.renew() for agent in list(self._agents)))
+            except Exception:  # noqa: BLE001 - the edge of a loop that all leases hang on
+                _log.exception("a tick failed; the next one comes")
 
     async def _take_over(self, job: Job, beat: Beat) -> None:
         """Wait until the writer can be had: its lease has lapsed or was released. The wait is bounded by the lease."""

@@ -24,7 +24,6 @@ from orchestrator.runs import Run
 from orchestrator.store.postgres import Record, StoreRefused
 from orchestrator.streamlog.log import Log, RunCursor
 
-_DELTA = b'{"type":"LLM_PARTIAL"'
 _PAGE = 1000
 _BATCH_RUNS = 200
 _BATCH_BYTES = 8 << 20
@@ -65,8 +64,6 @@ class Archive:
         self._owner = owner
         self._metrics = metrics or NoMetrics()
         self._poll_s = poll_s
-        self._ended = 0
-        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -77,12 +74,6 @@ class Archive:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-
-    def nudge(self) -> None:
-        """A run ended in this process. The next round comes when there are enough for a batch, or with the next poll."""
-        self._ended += 1
-        if self._ended >= _BATCH_RUNS:
-            self._wake.set()
 
     async def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -117,16 +108,7 @@ class Archive:
                 await asyncio.sleep(longest_s)
             else:
                 delay_s = _BACKOFF_S[0]
-                await self._woken()
-
-    async def _woken(self) -> None:
-        try:
-            async with asyncio.timeout(self._poll_s):
-                await self._wake.wait()
-        except TimeoutError:
-            pass  # time to poll
-        self._ended = 0
-        self._wake.clear()
+                await asyncio.sleep(self._poll_s)
 
     async def _round(self) -> bool:
         """Archive one batch. Whether there may be more."""
@@ -161,14 +143,11 @@ class Archive:
     async def _record(self, run_id: str) -> Record | None:
         run = await self._log.run(run_id)
         entries: list[Entry] = []
-        page: Sequence[Entry] = ()
-        seq = 0
-        while run is not None and (page := await self._log.read(run_id, seq, _PAGE)):
-            entries += [entry for entry in page if not entry.body.startswith(_DELTA)]
-            last, seq = page[-1], page[-1].seq
+        while run is not None and (page := await self._log.kept(run_id, len(entries), _PAGE)):
+            entries += page
             if len(page) < _PAGE:
                 break
-        return Record(run, entries, last) if run is not None and seq else None
+        return Record(run, entries, entries[-1]) if run is not None and entries else None
 
     async def _write(self, records: Sequence[Record]) -> None:
         try:

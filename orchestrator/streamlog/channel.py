@@ -9,15 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from orchestrator.events import Entry, EventType
+from orchestrator.events import Entry
 from orchestrator.streamlog.log import Batch, Tail
-
-_END = f'{{"type":"{EventType.STREAM_END}"'.encode()
-
-
-def is_end(entry: Entry) -> bool:
-    """Whether this is the entry that closes a log, told from its bytes: most entries are never decoded here."""
-    return entry.body.startswith(_END)
 
 
 class Channel:
@@ -113,7 +106,7 @@ class Channel:
             self._size += len(entry.body)
         if self._size > self._ring_bytes:
             self._trim()
-        if is_end(last):
+        if last.is_end:
             self.closed = True
         self._wake()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.events import Entry, Gap
-from orchestrator.streamlog.channel import Channel, is_end
+from orchestrator.streamlog.channel import Channel
 from orchestrator.streamlog.log import Log, LogUnavailable, Position
 
 PAGE = 512
@@ -114,7 +114,7 @@ class LiveCursor:
     def _advance(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         last = entries[-1]
         self._seq, self._ms = last.seq, last.ms
-        if is_end(last):
+        if last.is_end:
             self.ended = True
         return entries
 
@@ -141,7 +141,7 @@ class ArchiveCursor:
             self.ended = True
             return ()
         self._seq = entries[-1].seq
-        self.ended = is_end(entries[-1])
+        self.ended = entries[-1].is_end
         return entries
 
     async def _verify(self) -> Gap | None:

@@ -121,6 +121,9 @@ class Record:
             start -= 1  # another event stands there: that it comes first tells the reader so
         return self._entries[start : start + limit]
 
+    def kept(self) -> list[Entry]:
+        return [entry for entry in self._entries if not entry.is_delta]
+
     def tail(self) -> Tail:
         first_seq = self._entries[0].seq if self._entries else self.seq + 1
         return Tail(self.seq, self.ms, first_seq, self.closed)

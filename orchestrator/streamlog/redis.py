@@ -1,6 +1,7 @@
 """The event log in Redis 6.2 or newer. What it promises is in `log.py`; each atomic step is a script in `lua/`.
 
-A run has three keys that share a hash tag: `hg:{ID}:events`, a stream; `hg:{ID}:meta`, a hash; `hg:{ID}:request`, a string. Its
+A run has four keys that share a hash tag: `hg:{ID}:events`, a stream; `hg:{ID}:meta`, a hash; `hg:{ID}:request`, a string;
+`hg:{ID}:kept`, a list of the ids of all events but deltas, so that archiving a run does not have to read every token of it. Its
 batches are published on `hg:{ID}:live`. Appends have a connection of their own, so that a reader of ten thousand events delays
 nobody's token.
 
@@ -90,7 +91,7 @@ class RedisLog:
         self._control = f"{prefix}:control"
         self._control_listeners: list[Callable[[str, str], None]] = []
         self._open, self._append, self._claim = load("open"), load("append"), load("claim")
-        self._find, self._tail, self._held = load("find"), load("tail"), load("held")
+        self._find, self._tail, self._held, self._kept = load("find"), load("tail"), load("held"), load("kept")
 
     async def __aenter__(self) -> Self:
         self._notices.watch(self._control)
@@ -205,6 +206,11 @@ class RedisLog:
             after_seq, after_ms = page[-1].seq, page[-1].ms
         return entries
 
+    async def kept(self, run_id: str, skip: int, limit: int) -> list[Entry]:
+        keys, _ = self._keys(run_id)
+        entries: list[Entry] = await self._reads.run(self._kept, (keys[0], keys[3]), (skip, limit), _entries)
+        return entries
+
     async def find(self, run_id: str, seq: int) -> Entry | None:
         entries = await self._from(run_id, seq, 1)
         return entries[0] if entries and entries[0].seq == seq else None
@@ -252,7 +258,7 @@ class RedisLog:
 
     async def publish_control(self, run_id: str, op: str) -> None:
         self._act(run_id, op)
-        await self._writes.call((b"PUBLISH", self._control, self._own + f"{op} {run_id}".encode()))
+        await self._writes.call((b"PUBLISH", self._control, self._own + f"{run_id} {op}".encode()))
 
     def on_control(self, listener: Callable[[str, str], None]) -> None:
         self._control_listeners.append(listener)
@@ -261,7 +267,7 @@ class RedisLog:
         if frame.startswith(self._own):
             return  # whoever appended or asked here knows already
         if channel == self._control:
-            _, op, run_id = frame.decode().split(" ", 2)
+            _, run_id, op = frame.decode().split(" ", 2)
             self._act(run_id, op)
         elif self.listener is not None and (batch := decode_batch(self._run_id(channel), frame)) is not None:
             self.listener(batch)
@@ -299,10 +305,11 @@ class RedisLog:
 
     # -- names -----------------------------------------------------------------------------------------------------------
 
-    def _keys(self, run_id: str) -> tuple[tuple[bytes, bytes, bytes], str]:
-        """A run's three keys, and its channel."""
+    def _keys(self, run_id: str) -> tuple[tuple[bytes, bytes, bytes, bytes], str]:
+        """A run's four keys, and its channel."""
         stem = f"{self._prefix}:{{{run_id}}}:"
-        return (f"{stem}events".encode(), f"{stem}meta".encode(), f"{stem}request".encode()), f"{stem}live"
+        keys = (f"{stem}events".encode(), f"{stem}meta".encode(), f"{stem}request".encode(), f"{stem}kept".encode())
+        return keys, f"{stem}live"
 
     def _events(self, run_id: str) -> bytes:
         return f"{self._prefix}:{{{run_id}}}:events".encode()

@@ -120,5 +120,5 @@ def _merged(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any
         if isinstance(part, Mapping):
             both = {**merged.get("properties", {}), **part.get("properties", {})}
             required = [*merged.get("required", ()), *part.get("required", ())]
-            merged = {**merged, **part, "properties": both, "required": required}
+            merged = {**merged, **part, "properties": both, **({"required": required} if required else {})}
     return merged

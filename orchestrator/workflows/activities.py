@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,7 +48,7 @@ class Activities:
             lease_ms=round(job.heartbeat_s * 1000),
         )
         try:
-            return _encoded(await self._desk.work(work, beat=activity.heartbeat, cancelled=_why))
+            return _encoded(await self._desk.work(work, beat=_heartbeat(), cancelled=_why))
         except Fenced as error:
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
         except AppendSkipped as error:
@@ -60,6 +62,11 @@ class Activities:
         else:
             failure = endings.WORKER_LOST if job.failure is None else msgspec.convert(job.failure, Failure)
             await self._ender.fail(job.run_id, failure)
+
+
+def _heartbeat() -> Callable[[], None]:
+    """The activity's heartbeat, to be called from outside its task: which activity is meant is in the context."""
+    return partial(copy_context().run, activity.heartbeat)
 
 
 def _why() -> Stop:

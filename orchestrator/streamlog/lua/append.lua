@@ -1,11 +1,12 @@
 -- Appends events to a run's log in one step. The promises are in log.py.
--- KEYS: events, meta, request
+-- KEYS: events, meta, request, kept (the ids of all events but deltas)
 -- ARGV: origin, channel, retention_ms, refresh_ms, max_events, writer, attempt, producer_seq,
 --       state ('' for none), the states it may follow, ends (0 or 1), lease_ms, events...
 -- Returns {first_seq, count, ms, prev_ms, repeated, closed}, or the code of the refusal.
 local FIRST = 13
 local ACK_WINDOW = 16
-local events, meta, request = KEYS[1], KEYS[2], KEYS[3]
+local DELTA = '{"type":"LLM_PARTIAL"'
+local events, meta, request, kept = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local retention_ms, max_events = ARGV[3], tonumber(ARGV[5])
 local writer, attempt, producer_seq = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local state, ends, lease_ms = ARGV[9], ARGV[11] == '1', tonumber(ARGV[12])
@@ -38,7 +39,9 @@ local prev_seq, count = seq, #ARGV - FIRST + 1
 
 for i = FIRST, #ARGV do
   seq = seq + 1
-  redis.call('XADD', events, ms .. '-' .. seq, 'e', ARGV[i])
+  local id = ms .. '-' .. seq
+  redis.call('XADD', events, id, 'e', ARGV[i])
+  if string.sub(ARGV[i], 1, #DELTA) ~= DELTA then redis.call('RPUSH', kept, id) end
 end
 if seq > max_events then redis.call('XTRIM', events, 'MAXLEN', '~', max_events) end
 
@@ -69,6 +72,7 @@ if ends or now - refreshed >= tonumber(ARGV[4]) then
   redis.call('PEXPIRE', events, retention_ms)
   redis.call('PEXPIRE', meta, retention_ms)
   redis.call('PEXPIRE', request, retention_ms)
+  redis.call('PEXPIRE', kept, retention_ms)
 end
 redis.call(unpack(set))
 

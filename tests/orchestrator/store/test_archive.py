@@ -117,19 +117,6 @@ async def test_more_runs_than_a_batch_and_more_bytes_than_a_batch(
         assert [run.id for run in await archive.runs("acme", None, 1000)] == run_ids[::-1]
 
 
-async def test_a_nudge_for_a_whole_batch_does_not_wait_for_the_poll(
-    event_log: MemoryLog, postgres: Postgres, backlog: Backlog
-) -> None:
-    async with Archive(event_log, postgres, "one", metrics=backlog, poll_s=3600) as archive:
-        await play(event_log, 0)
-        archive.nudge()
-        await postgres.ping()
-        for number in range(1, 200):
-            await play(event_log, number)
-            archive.nudge()
-        await backlog.reaches(0)
-
-
 async def test_a_log_that_vanished_is_settled_and_the_others_are_kept(
     event_log: MemoryLog, memory: MemoryStore, postgres: Postgres, backlog: Backlog
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.events import Entry, Event
+from orchestrator.events import Entry, Event, encode
 from orchestrator.runs import MOVES, Run, RunRequest, RunState
 from orchestrator.streamlog.log import (
     ACK_WINDOW,
@@ -40,6 +40,23 @@ async def outcome(call: Awaitable[Any]) -> Any:
 
 async def everything(log: Log, run_id: str) -> list[Entry]:
     return await log.read(run_id, 0, 100_000)
+
+
+class TestKept:
+    async def test_all_but_the_deltas_in_pages(self, world: Any, ask: RunRequest) -> None:
+        here = await world.process()
+        run = world.run()
+        delta, other = (encode(Event(kind, "2026-01-01T00:00:00.000Z")) for kind in ("LLM_PARTIAL", "PROGRESS"))
+        await here.log.open(run, ask, [other])
+        await here.log.append(run.id, "w", 1, 1, [delta, other, delta, delta])
+        await here.log.append(run.id, "w", 1, 2, [delta, other, other], ends=True)
+        entries = await everything(here.log, run.id)
+        kept = [entries[place] for place in (0, 2, 6, 7)]
+        assert await here.log.kept(run.id, 0, 100) == kept
+        assert await here.log.kept(run.id, 0, 3) == kept[:3]
+        assert await here.log.kept(run.id, 3, 3) == kept[3:]
+        assert await here.log.kept(run.id, 4, 3) == []
+        assert await here.log.kept("task-" + "0" * 32, 0, 3) == []
 
 
 class TestOpen:
