@@ -176,17 +176,25 @@ class Timestamps:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._ms = -1
-        self._text = ""
+        self._ms = self._second = -1
+        self._prefix = self._text = ""
 
     def now(self) -> str:
         ms = int(self._clock() * 1000)
         if ms != self._ms:
             self._ms = ms
-            self._text = timestamp(ms)
+            second = ms // 1000
+            if second != self._second:
+                self._second = second
+                self._prefix = _to_the_second(second)
+            self._text = f"{self._prefix}{ms % 1000:03d}Z"
         return self._text
 
 
 def timestamp(ms: int) -> str:
     """`ms` since the epoch as RFC 3339, UTC, milliseconds."""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
+    return f"{_to_the_second(ms // 1000)}{ms % 1000:03d}Z"
+
+
+def _to_the_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")

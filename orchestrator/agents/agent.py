@@ -50,6 +50,7 @@ class Agent:
         tokens: Tokenizer,
         metrics: Metrics,
         clock: Clock,
+        timestamps: Timestamps,
         cancelled: Callable[[], Stop],
         buffer_bytes: int,
     ) -> None:
@@ -61,7 +62,7 @@ class Agent:
         self._tokens = tokens
         self._metrics = metrics
         self._clock = clock
-        self._at = Timestamps(clock.time)
+        self._at = timestamps
         self._task: asyncio.Task[Any] | None = None
         self._stop: Stop | None = None
         self._usage: Usage | None = None
@@ -158,42 +159,46 @@ class Agent:
         async with self._router.ask(self._job.step.upstream, self._job.call(prefix), self._tried) as answer:
             call.upstream = answer.upstream
             async for pieces in answer:
-                for piece in pieces:
-                    if type(piece) is Delta:
-                        if splice is None:
-                            said.add(piece)
-                            self._say(piece, call)
-                        else:
-                            said.add(piece)
-                            self._fit(splice.feed(piece), call)
-                    else:
-                        self._note(piece, said, call)
+                self._say(pieces, said, splice, call)
                 if self._writer.full:
                     await self._writer.room()
         if splice is not None:
-            self._fit(splice.end(), call)
+            self._writer.emit(*map(self._event, splice.end()))
             self._sent = said
 
-    def _say(self, delta: Delta, call: _Call) -> None:
-        if call.first_at is None:
-            call.first_at = self._clock.time()
-            if self._calls == 1 and self._job.attempt == 1 and self._job.step.name == self._job.run.answers:
-                self._metrics.first_token(call.first_at - self._job.run.created_ms / 1000)
-        self._writer.emit(Event(EventType.LLM_PARTIAL, self._at.now(), self._job.step.name, delta.content, payload_of(delta)))
-
-    def _fit(self, parts: Sequence[Delta | Reset], call: _Call) -> None:
-        for part in parts:
-            if isinstance(part, Reset):
-                payload: dict[str, Any] = {
-                    "offset": part.offset,
-                    "reason": "the answer was generated again and differs",
-                    "attempt": self._job.attempt,
-                }
-                if part.choice:
-                    payload["choice"] = part.choice
-                self._emit(EventType.OUTPUT_RESET, payload=payload)
+    def _say(self, pieces: Sequence[Piece], said: Transcript, splice: Splice | None, call: _Call) -> None:
+        """Everything that one read of the upstream brought, in one go."""
+        events: list[Event] = []
+        for piece in pieces:
+            if type(piece) is not Delta:
+                self._note(piece, said, call)
+                continue
+            said.add(piece)
+            if splice is None:
+                events.append(self._event(piece))
             else:
-                self._say(part, call)
+                events += map(self._event, splice.feed(piece))
+        if events:
+            if call.first_at is None:
+                self._first(call)
+            self._writer.emit(*events)
+
+    def _event(self, part: Delta | Reset) -> Event:
+        if type(part) is Delta:
+            return Event(EventType.LLM_PARTIAL, self._at.now(), self._job.step.name, part.content, payload_of(part))
+        assert isinstance(part, Reset)
+        payload = {
+            "offset": part.offset,
+            "reason": "the answer was generated again and differs",
+            "attempt": self._job.attempt,
+            **({"choice": part.choice} if part.choice else {}),
+        }
+        return Event(EventType.OUTPUT_RESET, self._at.now(), self._job.step.name, payload=payload)
+
+    def _first(self, call: _Call) -> None:
+        call.first_at = self._clock.time()
+        if self._calls == 1 and self._job.attempt == 1 and self._job.step.name == self._job.run.answers:
+            self._metrics.first_token(call.first_at - self._job.run.created_ms / 1000)
 
     def _note(self, piece: Piece, said: Transcript, call: _Call) -> None:
         match piece:

@@ -17,6 +17,7 @@ from orchestrator.agents.job import Job, Stop
 from orchestrator.agents.transcript import Transcript
 from orchestrator.clock import Clock
 from orchestrator.endings import ENGINE_ERROR
+from orchestrator.events import Timestamps
 from orchestrator.metrics import Metrics
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
@@ -57,6 +58,7 @@ class Desk:
         self._tokens = tokens
         self._metrics = metrics
         self._clock = clock
+        self._timestamps = Timestamps(clock.time)
         self._agents: dict[Agent, Beat] = {}
         self._by_run: dict[str, set[Agent]] = {}
 
@@ -80,6 +82,7 @@ class Desk:
                 tokens=self._tokens,
                 metrics=self._metrics,
                 clock=self._clock,
+                timestamps=self._timestamps,
                 cancelled=cancelled,
                 buffer_bytes=self._buffer_bytes,
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.agents.transcript import Transcript
+from orchestrator.agents.transcript import FUNCTION_CALL, Transcript
 from orchestrator.upstreams.upstream import Delta
 
 
@@ -58,6 +58,12 @@ class Splice:
                 return self._diverge(delta.choice)
             if new:
                 calls.append(new)
+        if delta.function_call is not None:
+            new = self._match_call(delta.choice, {"index": FUNCTION_CALL, "function": delta.function_call})
+            if new is None:
+                return self._diverge(delta.choice)
+            if new:
+                passed = msgspec.structs.replace(passed, function_call=new["function"])
         if calls:
             passed = msgspec.structs.replace(passed, tool_calls=calls)
         if passed == Delta(choice=delta.choice):
@@ -119,6 +125,8 @@ class Splice:
             out.append(Delta(choice, reasoning="".join(again.reasoning) or None, refusal="".join(again.refusal) or None))
         if new[offset:]:
             out.append(Delta(choice, content=new[offset:]))
+        if not offset and FUNCTION_CALL in again.tools:
+            out.append(Delta(choice, function_call=again.output()["function_call"]))
         if not offset:
             out += [Delta(choice, tool_calls=[{"index": index, **call}]) for index, call in again.calls()]
         return out

@@ -12,6 +12,9 @@ from typing import Any
 from orchestrator.events import Event, EventType
 from orchestrator.upstreams.upstream import Delta
 
+FUNCTION_CALL = -1
+"""Where the older single function call stands among the tool calls, whose indexes begin at 0."""
+
 Track = tuple[int, str, int]
 """(choice, kind, index): kind is content, reasoning, refusal, tool; the index tells tool calls apart."""
 
@@ -43,6 +46,8 @@ class Choice:
         if delta.tool_calls is not None:
             for call in delta.tool_calls:
                 self._add_tool(call)
+        if delta.function_call is not None:
+            self._add_tool({"index": FUNCTION_CALL, "function": delta.function_call})
         if delta.logprobs is not None:
             self.logprobs.append(delta.logprobs)
 
@@ -59,8 +64,10 @@ class Choice:
         facts: dict[str, Any] = {}
         if self.finish_reason is not None:
             facts["finish_reason"] = self.finish_reason
-        if self.tools:
-            facts["tool_calls"] = [call for _, call in self.calls()]
+        if calls := self.calls():
+            facts["tool_calls"] = [call for _, call in calls]
+        if FUNCTION_CALL in self.tools:
+            facts["function_call"] = self._tool(FUNCTION_CALL)["function"]
         if self.reasoning:
             facts["reasoning"] = "".join(self.reasoning)
         if self.refusal:
@@ -71,7 +78,7 @@ class Choice:
 
     def calls(self) -> list[tuple[int, dict[str, Any]]]:
         """The tool calls as they stand, each with its index."""
-        return [(index, self._tool(index)) for index in self.tools]
+        return [(index, self._tool(index)) for index in self.tools if index != FUNCTION_CALL]
 
     def _add_tool(self, call: dict[str, Any]) -> None:
         index = call["index"]
@@ -177,6 +184,7 @@ def delta_of(event: Event) -> Delta:
         refusal=payload.get("refusal"),
         tool_calls=payload.get("tool_calls"),
         logprobs=payload.get("logprobs"),
+        function_call=payload.get("function_call"),
     )
 
 
@@ -188,6 +196,7 @@ def payload_of(delta: Delta) -> dict[str, Any] | None:
         and delta.refusal is None
         and delta.tool_calls is None
         and delta.logprobs is None
+        and delta.function_call is None
     ):
         return None
     facts = {
@@ -196,6 +205,7 @@ def payload_of(delta: Delta) -> dict[str, Any] | None:
         "refusal": delta.refusal,
         "tool_calls": delta.tool_calls,
         "logprobs": delta.logprobs,
+        "function_call": delta.function_call,
     }
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -64,19 +64,19 @@ class EventWriter:
         self.appended_at = 0.0
         """When the log last took an append, and with it renewed the lease; seconds since the epoch."""
 
-    def emit(self, event: Event, *, state: RunState | None = None) -> None:
-        """Queue an event for the next append, which moves the run to `state` if given."""
+    def emit(self, *events: Event, state: RunState | None = None) -> None:
+        """Queue events for the next append, which moves the run to `state` if given."""
         if self.refused is not None:
             raise self.refused
-        body = encode(event)
-        self._events.append(event)
-        self._bodies.append(body)
-        self._bytes += len(body)
+        bodies = [encode(event) for event in events]
+        self._events += events
+        self._bodies += bodies
+        self._bytes += sum(map(len, bodies))
         if state is not None:
             self._state = state
         if self._bytes >= self._max_bytes:
             self._room.clear()
-        if self._flushing is None:
+        if self._flushing is None and self._bodies:
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
 
     @property
@@ -102,8 +102,7 @@ class EventWriter:
 
         Everything that is queued leaves in appends before the closing one or together with it.
         """
-        for event in events:
-            self.emit(event, state=state)
+        self.emit(*events, state=state)
         self._ends = True
         await self.flush()
 

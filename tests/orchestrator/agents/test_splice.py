@@ -33,7 +33,7 @@ def text(content: str) -> Delta:
 
 def tool(index: int, arguments: str, *, call_id: str | None = None, name: str | None = None) -> Delta:
     function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
-    call = {"index": index, "function": function}
+    call: dict[str, object] = {"index": index, "function": function}
     return Delta(
         tool_calls=[call if call_id is None else {"index": index, "id": call_id, "type": "function", "function": function}]
     )
@@ -69,6 +69,14 @@ def test_a_tool_call_goes_on_under_the_id_that_was_sent() -> None:
     sent = said(tool(0, '{"city"', call_id="call_1", name="weather"))
     again = [tool(0, "", call_id="call_2", name="weather"), tool(0, '{"city":"Paris"}')]
     assert spliced(sent, again) == [Delta(tool_calls=[{"index": 0, "function": {"arguments": ':"Paris"}'}}])]
+
+
+def test_the_older_function_call_is_fitted_in_the_same_way() -> None:
+    sent = said(Delta(function_call={"name": "f", "arguments": '{"a"'}))
+    again = [Delta(function_call={"name": "f", "arguments": ""}), Delta(function_call={"arguments": '{"a":1}'})]
+    assert spliced(sent, again) == [Delta(function_call={"arguments": ":1}"})]
+    other = [Delta(function_call={"name": "g", "arguments": "{}"})]
+    assert spliced(sent, other) == [Reset(0, 0), Delta(function_call={"name": "g", "arguments": "{}"})]
 
 
 def test_another_tool_starts_the_choice_over() -> None:
