@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -28,7 +29,21 @@ def serve(arguments: Namespace) -> None:
     settings = settings_of(arguments)
     logs.configure(settings.logging.level)
     note(starting(settings))
-    uvloop.run(app.serve(settings, announce=lambda url: print(welcome(url, settings), flush=True), progress=note))
+
+    def announce(url: str) -> None:
+        _spare_the_collector()
+        print(welcome(url, settings), flush=True)
+
+    uvloop.run(app.serve(settings, announce=announce, progress=note))
+
+
+def _spare_the_collector() -> None:
+    """What start-up made stays for good, and nearly all that a stream makes goes without a cycle, so the collector of cycles is
+    kept from walking all of it a thousand times a second. Measured: 8 % of a burst.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def starting(settings: Settings) -> str:

@@ -109,26 +109,23 @@ _DELTA = f'{{"type":"{EventType.LLM_PARTIAL}"'.encode()
 _END = f'{{"type":"{EventType.STREAM_END}"'.encode()
 
 
-class Entry:
-    """An event at its position in a run's log. Immutable; decodes its body only when somebody looks inside.
+class Entry(msgspec.Struct, gc=False, eq=False):
+    """An event at its position in a run's log. Decodes its body only when somebody looks inside.
 
     `stream_id` is `{ms}-{seq}`: the milliseconds at which the log took the event, and its dense number. A log that lost its
     tail and was written again therefore gives other ids to other events, which is what makes a resume exact.
     """
 
-    __slots__ = ("_event", "body", "ms", "seq")
-
-    def __init__(self, seq: int, ms: int, body: bytes, event: Event | None = None) -> None:
-        self.seq = seq
-        self.ms = ms
-        self.body = body
-        self._event = event
+    seq: int
+    ms: int
+    body: bytes
+    decoded: Event | None = None
 
     @property
     def event(self) -> Event:
-        event = self._event
+        event = self.decoded
         if event is None:
-            event = self._event = decode(self.body)
+            event = self.decoded = decode(self.body)
         return event
 
     @property
