@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -37,6 +37,9 @@ from orchestrator.upstreams.upstream import (
 MODELS_TIMEOUT_S = 2.0
 MAX_ERROR_BYTES = 64 * 1024
 """How much of an error's body is read; what matters is in its first lines."""
+
+READ_BUFFER_BYTES = 64 * 1024
+"""aiohttp stops reading the socket when twice as much waits here."""
 
 LINGER_S = 0.05
 """How long to wait after `[DONE]` for the body to end, so that the connection can be used again."""
@@ -76,7 +79,7 @@ class OpenAIUpstream:
 
     async def stream(self, call: Call) -> AsyncGenerator[Sequence[Piece], None]:
         """See `Upstream.stream`."""
-        total_s = self._time_left(call)
+        timeout = self._timeout(call)
         answer = AnswerReader(self._reported, choices=_choices(call.body))
         with _translating():
             async with self._session.post(
@@ -84,14 +87,16 @@ class OpenAIUpstream:
                 data=self._request(call),
                 headers=self._headers,
                 allow_redirects=False,
-                timeout=self._timeout(total_s),
+                timeout=timeout,
+                read_bufsize=READ_BUFFER_BYTES,
             ) as response:
                 await self._check_status(response)
                 if _is_json(response):
                     yield answer.read_whole(await self._read_whole(response))
                 else:
-                    async with aclosing(self._events(response, answer, total_s)) as batches:
-                        async for pieces in batches:
+                    body = _Body(response.content, answer, self._config)
+                    while not body.ended:
+                        if pieces := await body.next():
                             yield pieces
         if answer.failure is not None:
             raise answer.failure
@@ -116,33 +121,6 @@ class OpenAIUpstream:
     async def close(self) -> None:
         """Nothing: the session belongs to whoever opened it."""
 
-    async def _events(
-        self, response: aiohttp.ClientResponse, answer: AnswerReader, total_s: float
-    ) -> AsyncGenerator[Sequence[Piece], None]:
-        """Ends when the answer is done or has failed, or when the body ended, in whatever way."""
-        stream = EventStreamReader(self._config.max_line_bytes)
-        read, now = response.content.readany, asyncio.get_running_loop().time
-        deadline, budget = now() + total_s, self._config.max_answer_bytes
-        try:
-            while data := await read():
-                budget -= len(data)
-                if budget < 0:
-                    raise self._too_large()
-                if now() > deadline:
-                    # aiohttp's own clock only looks while it waits, and a fast upstream never makes it wait.
-                    raise UpstreamTooSlow
-                if pieces := answer.read(stream.feed(data)):
-                    yield pieces
-                if answer.done or answer.failure is not None:
-                    break
-        except (aiohttp.ClientPayloadError, aiohttp.SocketTimeoutError):
-            if not answer.finished:
-                raise
-        if answer.done:
-            await _linger(response)
-        elif answer.failure is None:
-            yield answer.end(stream.rest())
-
     async def _check_status(self, response: aiohttp.ClientResponse) -> None:
         if response.status >= 400:
             body = await response.content.read(MAX_ERROR_BYTES)
@@ -155,7 +133,7 @@ class OpenAIUpstream:
         while data := await response.content.readany():
             body += data
             if len(body) > self._config.max_answer_bytes:
-                raise self._too_large()
+                raise _too_large(self._config)
         return bytes(body)
 
     def _request(self, call: Call) -> bytes:
@@ -170,21 +148,15 @@ class OpenAIUpstream:
             body.update(config.continue_fields)
         return msgspec.json.encode(body)
 
-    def _time_left(self, call: Call) -> float:
+    def _timeout(self, call: Call) -> aiohttp.ClientTimeout:
         total_s = self._config.total_timeout_s
         if call.deadline_ms is not None:
             total_s = min(total_s, call.deadline_ms / 1000 - self._clock())
         if total_s <= 0:
             raise UpstreamTooSlow
-        return total_s
-
-    def _timeout(self, total_s: float) -> aiohttp.ClientTimeout:
         # A whole answer arrives after the last word was thought of: silence before it is no sign of anything.
         idle_s = self._config.idle_timeout_s if self._config.stream else None
         return aiohttp.ClientTimeout(total=total_s, connect=self._config.connect_timeout_s, sock_read=idle_s)
-
-    def _too_large(self) -> UpstreamGarbled:
-        return UpstreamGarbled(f"The upstream's answer is larger than {self._config.max_answer_bytes} bytes.")
 
     def _reported(self, data: bytes) -> UpstreamError:
         return reported(data, self._scrub)
@@ -224,15 +196,51 @@ def translated(error: aiohttp.ClientError | TimeoutError) -> UpstreamError:
     return UpstreamGarbled("The upstream's answer is not HTTP.")
 
 
-async def _linger(response: aiohttp.ClientResponse) -> None:
-    """Wait for the end of a body that has said all. Worth a moment, as a connection that is read to its end is used again."""
-    if response.content.at_eof():
-        return
-    try:
-        async with asyncio.timeout(LINGER_S):
-            await response.content.readany()
-    except (TimeoutError, aiohttp.ClientError):
-        return
+class _Body:
+    """The body of a streamed answer, read as far as the answer goes. `ended` when there is no more to read."""
+
+    def __init__(self, content: aiohttp.StreamReader, answer: AnswerReader, config: OpenAIConfig) -> None:
+        self.ended = False
+        self._content = content
+        self._answer = answer
+        self._config = config
+        self._events = EventStreamReader(config.max_line_bytes)
+        self._budget = config.max_answer_bytes
+
+    async def next(self) -> list[Piece]:
+        """The pieces that one read brings, perhaps none."""
+        answer = self._answer
+        if answer.done:
+            return await self._linger()
+        try:
+            data = await self._content.readany()
+        except (aiohttp.ClientPayloadError, aiohttp.SocketTimeoutError):
+            if not answer.finished:
+                raise
+            data = b""
+        if not data:
+            self.ended = True
+            return answer.end(self._events.rest())
+        self._budget -= len(data)
+        if self._budget < 0:
+            raise _too_large(self._config)
+        pieces = answer.read(self._events.feed(data))
+        self.ended = answer.failure is not None or (answer.done and self._content.at_eof())
+        return pieces
+
+    async def _linger(self) -> list[Piece]:
+        """Wait a moment for the end of a body that has said all: a connection that is read to its end is used again."""
+        self.ended = True
+        try:
+            async with asyncio.timeout(LINGER_S):
+                await self._content.readany()
+        except (TimeoutError, aiohttp.ClientError):
+            pass  # then the connection is closed, which is all that was at stake
+        return []
+
+
+def _too_large(config: OpenAIConfig) -> UpstreamGarbled:
+    return UpstreamGarbled(f"The upstream's answer is larger than {config.max_answer_bytes} bytes.")
 
 
 def _headers(config: OpenAIConfig) -> Mapping[str, str]:

@@ -232,11 +232,16 @@ async def test_the_whole_answer_has_a_limit_in_time(session: aiohttp.ClientSessi
     assert failure.retryable is False
 
 
-async def test_a_fast_answer_has_a_limit_in_time_too(session: aiohttp.ClientSession, server: ScriptedServer) -> None:
-    """aiohttp's timer only fires while it waits for the socket, which an upstream that is always ahead never lets happen."""
-    asked = upstream(session, server.base_url, total_timeout_s=0.3)
-    _, failure = await told(asked, call("/script repeat forever; say 1000 words; end"))
-    assert isinstance(failure, UpstreamTooSlow)
+async def test_an_answer_that_is_always_ahead_has_a_limit_in_time_too(
+    session: aiohttp.ClientSession, server: ScriptedServer
+) -> None:
+    """With data at hand nothing ever waits for the socket, and a timer that looks only then would never fire."""
+    asked = upstream(session, server.base_url, total_timeout_s=0.2)
+    async with aclosing(asked.stream(call("/script repeat forever; say 1000 words; end"))) as answer:
+        await anext(answer)
+        await asyncio.sleep(0.3)  # time itself is what is tested
+        with pytest.raises(UpstreamTooSlow):
+            await anext(answer)
 
 
 async def test_a_deadline_in_the_past_asks_nobody(session: aiohttp.ClientSession, server: ScriptedServer) -> None:
@@ -280,7 +285,7 @@ async def test_a_reader_that_stops_stops_the_server(session: aiohttp.ClientSessi
         while record.pieces != before:
             before = record.pieces
             await asyncio.sleep(0.1)  # there is no event for "nothing happens any more"
-        assert 0 < record.pieces < 200_000
+        assert 0 < record.pieces < 40_000
         for _ in range(5):
             await anext(answer)
     async with asyncio.timeout(0.25):
@@ -314,6 +319,30 @@ async def test_connections_are_used_again(session: aiohttp.ClientSession, server
     for _ in range(5):
         await told(asked, call(SCRIPT))
     assert len(set(server.peers)) == 1
+
+
+async def test_a_body_that_ends_a_moment_after_done_leaves_its_connection_too(session: aiohttp.ClientSession) -> None:
+    """Servers write the end of the body on its own. Leaving at `[DONE]` would close every connection after one call."""
+    connections = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        for _ in range(3):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+            await reader.readexactly(int(length.split(b":")[1]))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+            writer.write(f"{len(STREAM):x}\r\n{STREAM}\r\n".encode())
+            await asyncio.sleep(0.005)
+            writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    calls: list[Sequence[Piece]] = []
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
+        asked = upstream(session, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1")
+        calls += [(await told(asked, call()))[0] for _ in range(3)]
+    assert (calls, connections) == ([OK, OK, OK], 1)
 
 
 @asynccontextmanager
@@ -362,7 +391,7 @@ OK = [Delta(0, "a"), Finish(0, "stop"), Note("no_usage")]
         (body("", "text/plain", 204), [], UpstreamGarbled),
         (body("", "text/plain", 302, Location="http://127.0.0.1:1/elsewhere"), [], UpstreamGarbled),
         (body("<h1>502</h1>", "text/html", 502), [], UpstreamRejected),
-        (body("x" * 3_000_000, "application/json"), [], UpstreamGarbled),
+        (body(CHUNK[:-1] + " " * 3_000_000 + "}", "application/json"), [], UpstreamGarbled),
     ],
 )
 async def test_bodies(
