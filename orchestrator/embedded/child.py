@@ -71,10 +71,7 @@ class Child:
         if process is None or process.returncode is not None:
             return
         process.send_signal(self.backend.stop_signal)
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
+        if not await _ended_within(process, STOP_TIMEOUT_S):
             self._say(f"did not stop within {STOP_TIMEOUT_S:.0f} s, killing it")
             process.send_signal(signal.SIGKILL)
             await process.wait()
@@ -117,32 +114,26 @@ class Child:
         raise EmbeddedError(f"{name} {ending} before it was ready:\n{self._data.log_tail(name, since)}")
 
     async def _ready(self, process: program.Process) -> str | None:
-        """The version that the server reports when it answers, or None if it exits first."""
-        exited = asyncio.create_task(process.wait())
-        answered = asyncio.create_task(self._answer())
-        try:
-            for waited_s in range(REPORT_INTERVAL_S, READY_TIMEOUT_S + 1, REPORT_INTERVAL_S):
-                await asyncio.wait({exited, answered}, timeout=REPORT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
-                if exited.done():
-                    return None
-                if answered.done():
-                    return answered.result()
-                self._say(f"still starting after {waited_s} s")
-        finally:
-            exited.cancel()
-            answered.cancel()
-            await asyncio.gather(exited, answered, return_exceptions=True)
-        raise EmbeddedError(
-            f"{self.backend.name} was not ready after {READY_TIMEOUT_S} s (log: {self._data.log_path(self.backend.name)})"
-        )
+        """The version that the server reports when it answers, or None if it exits first.
 
-    async def _answer(self) -> str:
-        """Ask until it answers: none of the three can tell us by itself when it is ready."""
-        while True:
+        Asked again and again, because none of the three can tell by itself. A probe is bounded by its client and never
+        cancelled from here: redis-py loses a cancellation that comes while it connects, and we would wait for ever.
+        """
+        began = time.monotonic()
+        report_s = REPORT_INTERVAL_S
+        while process.returncode is None:
             try:
                 return await self.backend.probe(self.port)
             except NotReady:
-                await asyncio.sleep(_PROBE_INTERVAL_S)
+                await _ended_within(process, _PROBE_INTERVAL_S)
+            waited_s = time.monotonic() - began
+            if waited_s > READY_TIMEOUT_S:
+                log = self._data.log_path(self.backend.name)
+                raise EmbeddedError(f"{self.backend.name} was not ready after {waited_s:.0f} s  (log: {log})")
+            if waited_s > report_s:
+                self._say(f"still starting after {waited_s:.0f} s")
+                report_s += REPORT_INTERVAL_S
+        return None
 
     def _port_taken(self) -> PortTaken:
         return PortTaken(
@@ -152,6 +143,15 @@ class Child:
 
     def _say(self, text: str) -> None:
         self._progress(f"{self.backend.name:<10} {text}")
+
+
+async def _ended_within(process: program.Process, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _ending(returncode: int) -> str:

@@ -72,7 +72,9 @@ class Redis:
         return [self._program, str(config)]
 
     async def probe(self, port: int) -> str:
-        client = Client(host=HOST, port=port, password=self._secret, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+        client = Client(
+            host=HOST, port=port, password=self._secret, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
         try:
             await client.ping()
         except (RedisConnectionError, RedisTimeoutError) as error:  # also while it loads its file
