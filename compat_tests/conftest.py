@@ -1,0 +1,155 @@
+"""What the tests of compatibility share: one Headgate, a second one beside it, a model server behind both, and clients.
+
+Everything is started once per session. `headgate` has the settings of a default installation. `brisk` is a second process on the
+same backends, which makes it a replica; it asks for keys, and its short waits and small limits can be seen without waiting.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from compat_tests.model_server import ModelServer
+from compat_tests.raw import Raw
+from compat_tests.served import served
+from orchestrator.embedded import Addresses
+
+ALICE, MALLORY = "key-of-alice", "key-of-mallory"
+"""Keys at `brisk`. Alice's tenant is the one that everybody has at `headgate`; Mallory's is another."""
+
+UPSTREAM_SECRET = "sk-upstream-canary-secret"
+
+MODELS = ("demo", "demo-none", "wire", "wire-none")
+"""Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "promise(*ids): the promises of compat_tests/manifest.py that this test proves")
+
+
+@pytest.fixture(scope="session")
+def model_server() -> Iterator[ModelServer]:
+    with ModelServer().running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
+    return {
+        "server": {"port": 0},
+        "backends": {"redis": backends.redis, "temporal": backends.temporal, "postgres": backends.postgres},
+        "upstreams": _upstreams(model_server),
+        "models": {
+            "demo": _model("demo"),
+            "demo-none": _model("demo", durability="none"),
+            "wire": _model("wire"),
+            "wire-none": _model("wire", durability="none"),
+            "impatient": _model("impatient"),
+            "verbatim": _model("verbatim"),
+            "patient-with-503": _model("retrying", durability="none"),
+            "dead": _model("dead"),
+            "fallback": _model("dead", "wire"),
+            "again": _model("wire", on_cut="regenerate"),
+            "onward": _model("demo", on_cut="continue"),
+            "stays": _model("wire", on_disconnect="continue"),
+            "wire/*": _model("wire"),
+            "*": _model("wire"),
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def headgate(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Headgate as most people run it."""
+    with served(config, tmp_path_factory.mktemp("headgate")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def brisk(config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a second Headgate on the same backends."""
+    keys = [
+        {"key": ALICE, "name": "alice", "tenant": "default"},
+        {"key": MALLORY, "name": "mallory", "tenant": "other"},
+    ]
+    models = {name: model for name, model in config["models"].items() if name != "*"}
+    brisk = {
+        **config,
+        "server": {"port": 0, "max_body_bytes": "64KiB"},
+        "auth": {"mode": "keys", "keys": keys},
+        "streams": {"hold_s": 0.2, "keepalive_s": 0.1},
+        "models": models,
+    }
+    with served(brisk, tmp_path_factory.mktemp("brisk")) as url:
+        yield url
+
+
+def _upstreams(server: ModelServer) -> dict[str, Any]:
+    wire = {"kind": "openai", "base_url": server.base_url, "api_key": UPSTREAM_SECRET, "retries": 0}
+    with socket.socket() as unused:  # bound, never listening, closed: nobody answers there
+        unused.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    return {
+        "demo": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 1.0},
+        "wire": wire,
+        "impatient": {**wire, "idle_timeout_s": 0.3, "max_answer_bytes": 1 << 20},
+        "retrying": {**wire, "retries": 1},
+        "verbatim": {**wire, "base_url": server.verbatim_url},
+        "dead": {**wire, "base_url": dead},
+    }
+
+
+def _model(*upstream: str, on_cut: str = "fail", **options: Any) -> dict[str, Any]:
+    return {"plan": {"agent": {"upstream": list(upstream), "on_cut": on_cut}}, **options}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    """Each of the models that must be alike."""
+    return str(request.param)
+
+
+@pytest.fixture(params=("wire", "wire-none"))
+def wire_model(request: pytest.FixtureRequest) -> str:
+    """Each way to run a model that is asked over a socket, so that the model server can witness."""
+    return str(request.param)
+
+
+@pytest.fixture
+def mark() -> str:
+    """A comment that makes a script, and so its prompt, the only one of its kind."""
+    return f"# {uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def raw(headgate: str) -> Raw:
+    return Raw(headgate)
+
+
+@pytest.fixture(scope="session")
+def raw_brisk(brisk: str) -> Raw:
+    return Raw(brisk, key=ALICE)
+
+
+@pytest.fixture(scope="session")
+def client(headgate: str) -> Iterator[OpenAI]:
+    """The official SDK. It does not retry, so that each failure shows."""
+    with OpenAI(base_url=f"{headgate}/v1", api_key="none", max_retries=0, timeout=20.0) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def brisk_client(brisk: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{brisk}/v1", api_key=ALICE, max_retries=0, timeout=20.0) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(headgate: str) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{headgate}/v1", api_key="none", max_retries=0, timeout=20.0) as client:
+        yield client
