@@ -6,17 +6,18 @@ engine is in this process or behind HTTP is decided in `gateway/app.py`; a door 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from orchestrator.catalog import Resolved
+from orchestrator.errors import Failure
 from orchestrator.events import Entry, Gap
-from orchestrator.runs import ChatOptions, Principal, Run
-from orchestrator.streamlog.log import BEGINNING, Position, RunCursor
-from orchestrator.upstreams.upstream import ModelCard
+from orchestrator.runs import ChatOptions, Principal, Run, RunState
+from orchestrator.streamlog.log import BEGINNING, Position
+from orchestrator.upstreams.upstream import ModelCard, Usage
 
 
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -51,11 +52,121 @@ class Dependency(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-class Page(msgspec.Struct, frozen=True):
-    """A page of runs, newest first; `next` continues it."""
+class RunFilter(msgspec.Struct, frozen=True):
+    """Which of the tenant's runs: those of a session, those in a state, or all."""
+
+    session_id: str | None = None
+    state: RunState | None = None
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """Some of the runs that a filter lets through, newest first, and how many there are of them all."""
 
     runs: Sequence[Run]
-    next: RunCursor | None
+    total: int
+
+
+class Details(msgspec.Struct, frozen=True):
+    """A run with what its ending says: the result of a completed one, the failure or the reason of another."""
+
+    run: Run
+    result: str | None = None
+    usage: Usage | None = None
+    failure: Failure | None = None
+    reason: str | None = None
+
+
+class History(msgspec.Struct, frozen=True):
+    """A page of a run's events after a position. `next_after` continues it; `complete`: the log is closed and this is its end."""
+
+    entries: Sequence[Entry]
+    next_after: int
+    complete: bool
+
+
+class ControlState(msgspec.Struct, frozen=True):
+    """What was asked of a run, and what became of it. `paused_at` is RFC 3339."""
+
+    is_paused: bool = False
+    is_cancelled: bool = False
+    paused_at: str | None = None
+    pause_reason: str | None = None
+    paused_by: str | None = None
+    cancel_reason: str | None = None
+    cancelled_by: str | None = None
+
+
+class TimelineEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A step of the run's Temporal history in words: `WF_STARTED`, `ACT_COMPLETED`, `TIMER_FIRED`, `SIG_RECEIVED` …"""
+
+    type: str
+    timestamp: str
+    event_id: int
+    message: str
+    details: dict[str, Any] | None = None
+
+
+class PublishedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    type: str
+    agent_id: str | None = None
+    message: str | None = None
+    payload: dict[str, Any] | None = None
+    timestamp: str | None = None
+
+
+class Publication(msgspec.Struct, frozen=True):
+    """Events that somebody outside wants in a run's log. `producer_seq` counts the writer's publications from 1.
+
+    Types are `EventType`s or begin with `X_`; an ending closes the log. A missing timestamp becomes the time of arrival.
+    """
+
+    writer: str
+    attempt: int
+    producer_seq: int
+    events: Sequence[PublishedEvent]
+
+
+class Published(msgspec.Struct, frozen=True):
+    """Where the events stand, one position each; None for types that are accepted and not stored (`HEARTBEAT`, `PING`)."""
+
+    positions: Sequence[Position | None]
+    repeated: bool
+
+
+class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A decision that a run waits for."""
+
+    run_id: str
+    approval_id: str
+    requested_at: str
+    query: str | None = None
+    session_id: str | None = None
+    proposed_action: str | None = None
+    reason: str | None = None
+    expires_at: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Decision(msgspec.Struct, frozen=True):
+    approval_id: str
+    approved: bool
+    feedback: str | None = None
+    modified_action: str | None = None
+    decided_by: str | None = None
+
+
+class Session(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The runs that share a `session_id`. Times are milliseconds since the epoch."""
+
+    id: str
+    runs: int
+    created_ms: int
+    updated_ms: int
+    title: str | None = None
+    tokens: int = 0
+
+
+ALL_RUNS = RunFilter()
 
 
 class Engine(Protocol):
@@ -65,11 +176,55 @@ class Engine(Protocol):
     async def get(self, principal: Principal, run_id: str) -> Run:
         """Raises RunNotFound."""
 
-    async def list(self, principal: Principal, before: RunCursor | None = None, limit: int = 20) -> Page:
-        """The tenant's runs, from the log first, then from the archive."""
+    async def details(self, principal: Principal, run_id: str) -> Details:
+        """Raises RunNotFound."""
+
+    async def list(self, principal: Principal, which: RunFilter = ALL_RUNS, *, offset: int = 0, limit: int = 20) -> Listing:
+        """The tenant's runs, from the log and from the archive. Raises Unavailable."""
 
     async def cancel(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
         """Ask a run to stop; twice is once. Its log says when it has. Raises RunNotFound; RunConflict if it ended otherwise."""
+
+    async def pause(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
+        """Ask a run to stand still at its next safe point; its state is PAUSED only when it does.
+
+        Raises RunNotFound; RunConflict if it is paused or has ended; Unavailable.
+        """
+
+    async def resume(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
+        """Let a paused run go on, or take a pause back. Raises RunNotFound; RunConflict if it is not paused; Unavailable."""
+
+    async def control_state(self, principal: Principal, run_id: str) -> ControlState:
+        """Raises RunNotFound."""
+
+    async def history(
+        self, principal: Principal, run_id: str, *, after_seq: int = 0, limit: int = 100, types: Collection[str] = ()
+    ) -> History:
+        """Events as they are in the log, or in the archive when that has expired. `types` filters. Raises RunNotFound."""
+
+    async def timeline(self, principal: Principal, run_id: str, *, full: bool = False) -> Sequence[TimelineEvent]:
+        """What Temporal did for the run; empty for one that is not durable. Raises RunNotFound, Unavailable."""
+
+    async def publish(self, principal: Principal, run_id: str, publication: Publication) -> Published:
+        """Append on behalf of a producer outside. Raises RunNotFound, InvalidRequest, LogRefused."""
+
+    async def approvals(self, principal: Principal, session_id: str | None = None) -> Sequence[Approval]:
+        """What the tenant's runs wait for, oldest first."""
+
+    async def decide(self, principal: Principal, run_id: str, decision: Decision) -> None:
+        """Decide an approval, once. Raises RunNotFound; RunConflict if it was decided or has expired."""
+
+    async def sessions(self, principal: Principal, *, offset: int = 0, limit: int = 20) -> Sequence[Session]:
+        """The tenant's sessions, the latest used first. Raises Unavailable."""
+
+    async def session(self, principal: Principal, session_id: str) -> Session:
+        """Raises SessionNotFound, Unavailable."""
+
+    async def title_session(self, principal: Principal, session_id: str, title: str) -> Session:
+        """Raises SessionNotFound, Unavailable."""
+
+    async def delete_session(self, principal: Principal, session_id: str) -> None:
+        """Forget a session: it and its runs are no longer listed. Raises SessionNotFound, Unavailable."""
 
     def subscribe(
         self, principal: Principal, run_id: str, position: Position = BEGINNING

@@ -5,6 +5,7 @@
     │   └── InvalidPosition       400
     ├── RunNotFound               404  also another tenant's run: the two must look the same
     ├── ModelNotFound             404
+    ├── SessionNotFound           404
     ├── RunConflict               409  the run is not in a state that allows this
     ├── PositionGone              410  the named event is no longer in the log
     ├── Unavailable               503  a backend is away; `retry_after_s`
@@ -99,6 +100,14 @@ class ModelNotFound(HeadgateError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class SessionNotFound(HeadgateError):
+    """No such session."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "session_not_found"
 
 
 class RunConflict(HeadgateError):

@@ -76,7 +76,8 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     """A run as its log's metadata tells it. Times are milliseconds since the epoch.
 
-    `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it.
+    `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it. `query` is the
+    beginning of what the user asked, for people who look at a list of runs.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     state: RunState = RunState.QUEUED
     options: ChatOptions = ChatOptions()
     session_id: str | None = None
+    query: str | None = None
     metadata: dict[str, Any] | None = None
     deadline_ms: int | None = None
     started_ms: int | None = None
