@@ -61,7 +61,7 @@ async def told(upstream: OpenAIUpstream, request: Call) -> tuple[list[Piece], Up
     """All pieces, and how it failed if it did."""
     pieces: list[Piece] = []
     try:
-        async with aclosing(upstream.stream(request)) as answer:
+        async with asyncio.timeout(10), aclosing(upstream.stream(request)) as answer:
             async for batch in answer:
                 pieces.extend(batch)
     except UpstreamError as error:
@@ -300,7 +300,10 @@ async def test_endless_deltas_are_refused_with_flat_memory(session: aiohttp.Clie
     try:
         count, failure = 0, None
         try:
-            async with aclosing(asked.stream(call(f'/script repeat forever; tokens "{word}"; end'))) as answer:
+            async with (
+                asyncio.timeout(10),
+                aclosing(asked.stream(call(f'/script repeat forever; tokens "{word}"; end'))) as answer,
+            ):
                 async for batch in answer:
                     count += len(batch)
         except UpstreamGarbled as error:
