@@ -46,7 +46,8 @@ def about_run(request: web.Request, run_id: str) -> None:
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
     """Put the ids on a response that is about to be sent. For `on_response_prepare`, the one place all of them pass."""
     headers = response.headers
-    headers["x-request-id"] = request.get(REQUEST_ID) or "none"
+    if request_id := request.get(REQUEST_ID):
+        headers["x-request-id"] = request_id
     if run_id := request.get(WORKFLOW_ID):
         headers["X-Workflow-ID"] = run_id
 
@@ -107,7 +108,7 @@ class Edge:
         if request.writer.output_size:
             # Half a response is out. The one honest thing left is to break the connection off.
             raise ConnectionResetError("The response had begun")
-        return error_response(failed)
+        return error_response(failed, request.path, request[REQUEST_ID])
 
     def _admit(self, request: web.Request) -> None:
         route = request.match_info.route

@@ -1,4 +1,4 @@
-"""The doors' branch of the error tree, and how any error looks to an OpenAI client: envelope, status, headers.
+"""The doors' branch of the error tree, and how any error looks to a client: envelope, status, headers.
 
     HeadgateError (orchestrator.errors)
     ├── Unauthorized              401  no key, or not a valid one
@@ -163,6 +163,16 @@ def envelope(error: HeadgateError | Failure) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`: the body of every 4xx and 5xx, and the data of an in-band error."""
     facts = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     return msgspec.json.encode({"error": {name: _sendable(text) for name, text in facts.items()}})
+
+
+NATIVE = "/api/"
+"""How the paths of the native routes begin. Every other path answers errors as OpenAI's API does."""
+
+
+def native_envelope(error: HeadgateError | Failure, request_id: str) -> bytes:
+    """`{"error": {"code", "message", "request_id"}}`: the body of every 4xx and 5xx of the native routes."""
+    facts = {"code": error.code, "message": _sendable(error.message), "request_id": request_id}
+    return msgspec.json.encode({"error": facts})
 
 
 def headers(error: HeadgateError | Failure) -> dict[str, str]:

@@ -48,8 +48,7 @@ class Connection(web.RequestHandler):
         else:
             log.error("request_failed", exc_info=exc)
             failed = HeadgateError()
-        response = error_response(failed)
-        response.headers["x-request-id"] = self._new_request_id()
+        response = error_response(failed, request.path, self._new_request_id())
         response.force_close()
         return response
 
@@ -57,8 +56,7 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):
-            resp = error_response(of_http(resp))
-            resp.headers["x-request-id"] = self._new_request_id()
+            resp = error_response(of_http(resp), request.path, self._new_request_id())
         return await super().finish_response(request, resp, start_time)
 
 

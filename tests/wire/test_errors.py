@@ -64,6 +64,11 @@ def test_a_lone_surrogate_in_a_message_is_not_another_error() -> None:
     }
 
 
+def test_native_routes_have_their_own_envelope() -> None:
+    body = errors.native_envelope(InvalidRequest("no \udcff", param="p"), "req-1")
+    assert json.loads(body) == {"error": {"code": "invalid_request", "message": "no ?", "request_id": "req-1"}}
+
+
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
     drawn = {line.split("── ")[1].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line}
     assert drawn == {cls.__name__ for cls in CLASSES} - {"HeadgateError"}

@@ -32,12 +32,12 @@ def authorised(**headers: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {KEY}", **headers}
 
 
-def assert_envelope(answer: Any, status: int, code: str | None = None) -> None:
+def assert_envelope(answer: Any, status: int, code: str | None = None, *, native: bool = False) -> None:
     assert answer.status == status, answer
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
     error = answer.json["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == ({"code", "message", "request_id"} if native else {"message", "type", "param", "code"})
     assert error["message"]
     assert code is None or error["code"] == code
 
@@ -59,7 +59,15 @@ async def test_every_route_but_the_open_ones_wants_a_key(server: Any) -> None:
         if f"{route.method} {route.resource.canonical}" in OPEN:
             assert answer.status == 200
         else:
-            assert_envelope(answer, 401, "invalid_api_key")
+            assert_envelope(answer, 401, "invalid_api_key", native=path.startswith("/api/"))
+
+
+@pytest.mark.parametrize("path", ["/api/", "/api/v1", "/api/v1/nothing", "/api/v2/tasks"])
+async def test_the_native_api_has_its_own_envelope(server: Any, path: str) -> None:
+    answer = await server.ask("GET", path, headers=authorised(**{"x-request-id": "mine"}))
+    assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
+    error = {"code": "route_not_found", "message": "There is no such route.", "request_id": "mine"}
+    assert answer.json == {"error": error}
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/embeddings", "/v1/chat", "/nothing", "/v1/chat/completions/"])
