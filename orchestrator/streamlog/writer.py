@@ -5,12 +5,14 @@ event when the log is faster than the events, large batches when it is not. A wr
 must `await room()` now and then; that is what pauses the reading of an upstream's socket.
 
 An append whose reply was lost is sent again with the same `producer_seq`, so it takes effect once. An append the log refuses
-ends the writer: `refused` is set, the owner is told once, and every later call raises it.
+ends the writer: `refused` is set, the owner is told once, and every later call raises it. So does one that failed in a way
+nobody foresaw, because what became of it is not known.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from orchestrator.clock import Clock
@@ -19,6 +21,8 @@ from orchestrator.events import Event, encode
 from orchestrator.metrics import Metrics
 from orchestrator.runs import RunState
 from orchestrator.streamlog.log import AppendForgotten, Log, LogUnavailable
+
+_log = logging.getLogger(__name__)
 
 MAX_BATCH_EVENTS = 512
 MAX_BATCH_BYTES = 256 * 1024
@@ -119,11 +123,17 @@ class EventWriter:
             while self._bodies:
                 await self._append_once()
         except HeadgateError as error:
-            self.refused = error
-            self._on_refused(error)
+            self._refuse(error)
+        except Exception:  # noqa: BLE001 - the edge of a task: its owner would wait for what never comes
+            _log.exception("an append failed unforeseen", extra={"workflow_id": self._run_id})
+            self._refuse(LogRefused("An append failed, and it is not known whether it took effect."))
         finally:
             self._flushing = None
             self._room.set()
+
+    def _refuse(self, error: HeadgateError) -> None:
+        self.refused = error
+        self._on_refused(error)
 
     async def _append_once(self) -> None:
         events, bodies, size = self._take()
