@@ -13,24 +13,29 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class EventStreamReader:
-    """Feed it what the socket brought; it returns the data of every event that this completed."""
+    """Feed it what the socket brought; it returns the data of every event that this completed.
+
+    An event, finished or not, that is longer than allowed is a `failure`. Those before it are still returned.
+    """
 
     def __init__(self, max_event_bytes: int) -> None:
+        self.failure: UpstreamGarbled | None = None
         self._max = max_event_bytes
         self._tail = bytearray()
         self._after_cr = False
         self._at_start = True
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Raises UpstreamGarbled when an event, finished or not, is longer than allowed."""
+        """Nothing more comes after a failure."""
+        if self.failure is not None:
+            return []
         if self._at_start:
             data = self._without_bom(data)
         if self._after_cr or b"\r" in data:
             data = self._with_lf_only(data)
         if not self._ends_an_event(data):
             self._tail += data
-            if len(self._tail) > self._max:
-                raise self._too_long()
+            self._check(len(self._tail))
             return []
         blocks = (bytes(self._tail) + data if self._tail else data).split(b"\n\n")
         self._tail = bytearray(blocks.pop())
@@ -44,16 +49,15 @@ class EventStreamReader:
         return b"\n\n" in data or (data[:1] == b"\n" and self._tail[-1:] == b"\n")
 
     def _data_of(self, blocks: list[bytes]) -> list[bytes]:
-        events = []
+        events: list[bytes] = []
         for block in blocks:
-            if len(block) > self._max:
-                raise self._too_long()
+            if not self._check(len(block)):
+                return events
             if block[:6] == b"data: " and b"\n" not in block:
                 events.append(block[6:])
             elif block and (data := event_data(block)) is not None:
                 events.append(data)
-        if len(self._tail) > self._max:
-            raise self._too_long()
+        self._check(len(self._tail))
         return events
 
     def _with_lf_only(self, data: bytes) -> bytes:
@@ -74,8 +78,11 @@ class EventStreamReader:
         self._at_start = False
         return data.removeprefix(_BOM)
 
-    def _too_long(self) -> UpstreamGarbled:
-        return UpstreamGarbled(f"The upstream sent an event of more than {self._max} bytes.")
+    def _check(self, size: int) -> bool:
+        if size > self._max:
+            self.failure = UpstreamGarbled(f"The upstream sent an event of more than {self._max} bytes.")
+            self._tail.clear()
+        return self.failure is None
 
 
 def event_data(block: bytes) -> bytes | None:

@@ -222,11 +222,16 @@ class _Body:
             self.ended = True
             return answer.end(self._events.rest())
         self._budget -= len(data)
-        if self._budget < 0:
-            raise _too_large(self._config)
         pieces = answer.read(self._events.feed(data))
+        answer.failure = answer.failure or self._excess()
         self.ended = answer.failure is not None or (answer.done and self._content.at_eof())
         return pieces
+
+    def _excess(self) -> UpstreamGarbled | None:
+        """Why no more of this body is read, if it is too much. An answer that is done does not mind."""
+        if self._answer.done:
+            return None
+        return self._events.failure or (_too_large(self._config) if self._budget < 0 else None)
 
     async def _linger(self) -> list[Piece]:
         """Wait a moment for the end of a body that has said all: a connection that is read to its end is used again."""
