@@ -16,13 +16,8 @@ from openai import AsyncOpenAI, OpenAI
 
 from compat_tests.model_server import ModelServer
 from compat_tests.raw import Raw
-from compat_tests.served import served
+from compat_tests.served import ALICE, MALLORY, UPSTREAM_SECRET, served
 from orchestrator.embedded import Addresses
-
-ALICE, MALLORY = "key-of-alice", "key-of-mallory"
-"""Keys at `brisk`. Alice's tenant is the one that everybody has at `headgate`; Mallory's is another."""
-
-UPSTREAM_SECRET = "sk-upstream-canary-secret"
 
 MODELS = ("demo", "demo-none", "wire", "wire-none")
 """Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
@@ -51,6 +46,7 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
             "wire-none": _model("wire", durability="none"),
             "impatient": _model("impatient"),
             "verbatim": _model("verbatim"),
+            "old": _model("old"),
             "patient-with-503": _model("retrying", durability="none"),
             "dead": _model("dead"),
             "fallback": _model("dead", "wire"),
@@ -97,8 +93,9 @@ def _upstreams(server: ModelServer) -> dict[str, Any]:
     return {
         "demo": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 1.0},
         "wire": wire,
-        "impatient": {**wire, "idle_timeout_s": 0.3, "max_answer_bytes": 1 << 20},
+        "impatient": {**wire, "idle_timeout_s": 0.3, "max_line_bytes": 64 << 10, "max_answer_bytes": 256 << 10},
         "retrying": {**wire, "retries": 1},
+        "old": {**wire, "developer_role": False},
         "verbatim": {**wire, "base_url": server.verbatim_url},
         "dead": {**wire, "base_url": dead},
     }

@@ -45,6 +45,7 @@ MANIFEST: Mapping[str, Promised] = {
     "chat.events": Promised("The run's own events come as empty deltas when they are asked for.", "§4"),
     "chat.obfuscation": Promised("`include_obfuscation` pads the deltas and changes nothing else.", "§2"),
     "chat.whole": Promised("An answer that is not streamed is one object, and says what the stream adds up to.", "§3"),
+    "chat.apart": Promised("Many streams at once are kept apart.", "design §1"),
     "errors.before-output": Promised("A failure before the first output is an HTTP status, for streams too.", "§1 [10]"),
     "errors.in-band": Promised("A failure after it is one error event, then the end: no `[DONE]`, no finish reason.", "§1 [10]"),
     "errors.envelope": Promised("Every 4xx and 5xx has the envelope, also for routes and methods that do not exist.", "§1 [11]"),
@@ -66,6 +67,8 @@ MANIFEST: Mapping[str, Promised] = {
     "upstream.request": Promised(
         "The upstream gets the client's fields verbatim, unknown ones too, and none of ours.", "§1 [14]"
     ),
+    "upstream.developer": Promised("Role `developer` becomes `system` for upstreams that do not know it.", "§1 [14]"),
+    "upstream.passed": Promised("Logprobs, function calls and token details are passed on.", "§1 [6], §3, §4"),
     "upstream.prefix": Promised("What follows a prefix entry's slash is the model's name upstream.", "design §4"),
     "upstream.quirks": Promised("What servers do differently is evened out.", "§1 [5, 7], P23"),
     "models.list": Promised("Models are listed in a stable order.", "§3"),

@@ -11,12 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UPSTREAM_SECRET = "sk-upstream-canary-secret"
+ALICE, MALLORY = "key-of-alice", "key-of-mallory"
+"""Keys at the server that asks for some. Alice's tenant is the one that everybody has elsewhere; Mallory's is another."""
+
+SECRETS = (UPSTREAM_SECRET, ALICE, MALLORY, "/script", "Bearer")
+"""What must not be logged: keys, and prompts, most of which are scripts."""
+
 _ANNOUNCED = re.compile(r"Headgate listens on (http://\S+)\. ")
 
 
 @contextmanager
 def served(config: dict[str, Any], folder: Path) -> Iterator[str]:
-    """Its address. On leaving it must stop by itself when asked to, having logged no error: nothing a client does is one."""
+    """Its address. On leaving it must stop by itself when asked to, and its log must be fit to be read by strangers."""
     file, log = folder / "config.yaml", folder / "stderr.log"
     file.write_text(json.dumps(config))
     command = [sys.executable, "-m", "headgate", "serve", "--config", str(file), "--data", str(folder / "data")]
@@ -30,8 +37,16 @@ def served(config: dict[str, Any], folder: Path) -> Iterator[str]:
             finally:
                 process.kill()
     assert code == 0, log.read_text()
-    errors = [line for line in log.read_text().splitlines() if '"level":"error"' in line.replace(" ", "")]
+    _inspect(log.read_text())
+
+
+def _inspect(log: str) -> None:
+    """Nothing that clients or upstreams do is an error of the server's, and what they say is not logged."""
+    errors = [line for line in log.splitlines() if '"level":"error"' in line]
     assert not errors, "\n".join(errors)
+    assert '"level":"info"' in log, "the log's format has changed, so the line above looks for the wrong thing"
+    for private in SECRETS:
+        assert private not in log, f"the log has {private}"
 
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:

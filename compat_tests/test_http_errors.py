@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from compat_tests.conftest import ALICE, MALLORY, UPSTREAM_SECRET
 from compat_tests.manifest import promise
 from compat_tests.model_server import ModelServer, Verbatim
 from compat_tests.raw import CHAT, Answer, Raw, ask, script
+from compat_tests.served import ALICE, MALLORY, UPSTREAM_SECRET
 
 JSON = {"Content-Type": "application/json"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from compat_tests.manifest import promise
 from compat_tests.model_server import ModelServer
-from compat_tests.raw import script
+from compat_tests.raw import Raw, script
 
 WEATHER: Any = {
     "type": "function",
@@ -78,6 +79,18 @@ async def test_an_async_stream(async_client: AsyncOpenAI, model: str) -> None:
     stream = await async_client.chat.completions.create(model=model, messages=user(script("say 30 words")), stream=True)
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert len(text.split()) == 30
+
+
+@promise("sdk.stream", "chat.apart")
+async def test_many_streams_at_once_are_kept_apart(async_client: AsyncOpenAI, model: str) -> None:
+    """design.md §1: each of 40 clients gets its own answer and nothing of the others'."""
+
+    async def answer(number: int) -> str:
+        messages = user(script("rate 500/s", f'repeat 20; say " {number}"; end'))
+        stream = await async_client.chat.completions.create(model=model, messages=messages, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    assert await asyncio.gather(*map(answer, range(40))) == [f" {number}" * 20 for number in range(40)]
 
 
 @promise("sdk.stream")
@@ -296,6 +309,17 @@ async def test_the_stream_helper_raises_too(async_client: AsyncOpenAI, model: st
         async with async_client.chat.completions.stream(model=model, messages=user(script("say 3 words", "cut"))) as stream:
             await stream.get_final_completion()
     assert raised.value.code == "upstream_cut"
+
+
+@promise("sdk.errors", "cancel.explicit")
+def test_a_cancellation_by_somebody_else_is_raised(client: OpenAI, raw: Raw, wire_model: str) -> None:
+    """openai.md §4: `run_cancelled`, for a reader other than the one who cancelled."""
+    stream = client.chat.completions.create(model=wire_model, messages=user(script('say "a"', "hang")), stream=True)
+    words = [next(stream).choices[0].delta.content for _ in range(2)]
+    assert raw.cancel(stream.response.headers["x-workflow-id"]).status == 200
+    with pytest.raises(openai.APIError) as raised:
+        words += [chunk.choices[0].delta.content for chunk in stream]
+    assert (words, raised.value.code) == ([None, "a"], "run_cancelled")
 
 
 @promise("sdk.retries")

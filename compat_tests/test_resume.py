@@ -80,6 +80,21 @@ def test_readers_join_a_live_stream_at_every_place(
     assert len(model_server.calls(prompt)) == 1
 
 
+@promise("resume.count", "resume.live")
+def test_an_answer_larger_than_what_is_kept_in_memory_is_read_by_the_slow_and_the_late(
+    raw: Raw, raw_brisk: Raw, wire_model: str, mark: str, model_server: ModelServer
+) -> None:
+    """design.md §1.3, P15: 20,000 words are 4 MB, the reader begins when all are said, and others join anywhere."""
+    prompt = script("say 20000 words", mark)
+    with raw.open("POST", CHAT, ask(wire_model, prompt, stream=True)) as response:
+        assert model_server.ending(prompt) == "completed"
+        slow = Answer(response.status, headers_of(response), response.read())
+    assert (len(slow.frames), complaints(slow.body)) == (20_003, [])
+    for server in (raw, raw_brisk):
+        for count in (0, 1, 777, 19_999, 20_002):
+            assert server.resume(slow.run, count).stream == b"".join(slow.frames[count:])
+
+
 @promise("resume.live", "leave.continue")
 @pytest.mark.parametrize("cut", [0, 1, 50, 333, 700])
 def test_a_run_that_goes_on_is_picked_up_where_its_client_fell_off(raw: Raw, raw_brisk: Raw, wire_model: str, cut: int) -> None:

@@ -37,7 +37,7 @@ FAULTS = REJECTIONS | {
     "cut": Fault("cut", 502, "upstream_cut"),
     "page": Fault("garbage", 502, "upstream_protocol_error", early_only=True),
     "two broken lines": Fault("broken; broken", 502, "upstream_protocol_error"),
-    "line of 2 MB": Fault("line 2MB", 502, "upstream_protocol_error"),
+    "line of 1.1 MB": Fault("line 1100KB", 502, "upstream_protocol_error"),
 }
 FAULTS_OF_SOCKETS = {
     "cut within a line": Fault("cut mid", 502, "upstream_cut"),
@@ -58,7 +58,7 @@ LATE_CASES = [(model, fault) for model, fault in CASES if not faults_of(model)[f
 
 OPENINGS = {
     "a word": 'tokens "Once"',
-    "many words": "say 60 words",
+    "many words": "say 30 words",
     "a tool call": 'call f {"a": 1}',
     "reasoning": 'reason "Hm."',
     "a refusal": 'refuse "No"',
@@ -93,7 +93,7 @@ def test_a_fault_after_it_is_an_error_in_the_stream(raw: Raw, model: str, openin
         assert answer.chunks[0]["choices"][0]["delta"] == {"role": "assistant"}, name
         assert len(answer.chunks) > 2, name
         if opening == "many words":
-            assert len(answer.text.split()) == 60, name
+            assert len(answer.text.split()) == 30, name
 
 
 @promise("fault.whole", "errors.before-output")
