@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.events import Entry, Gap
+from orchestrator.metrics import Metrics
 from orchestrator.streamlog.channel import Channel
 from orchestrator.streamlog.log import Log, LogUnavailable, Position
 
@@ -34,8 +35,9 @@ class Mender(Protocol):
 class LiveCursor:
     """Follows a run's log: from its channel's ring where that reaches back far enough, else in pages from the log."""
 
-    def __init__(self, mender: Mender, log: Log, channel: Channel, position: Position) -> None:
+    def __init__(self, mender: Mender, log: Log, channel: Channel, position: Position, metrics: Metrics) -> None:
         self._mender = mender
+        self._metrics = metrics
         self._log = log
         self._channel = channel
         self._seq = position.seq
@@ -48,10 +50,13 @@ class LiveCursor:
         if self.ended:
             return ()
         try:
-            return await self._next(timeout_s)
+            items = await self._next(timeout_s)
         except LogUnavailable:
             await asyncio.sleep(min(timeout_s, _PATIENCE_S))
             return ()
+        if items and isinstance(items[0], Gap):
+            self._metrics.gap()
+        return items
 
     async def _next(self, timeout_s: float) -> Sequence[Entry | Gap]:
         if not self._verified and (gap := await self._verify()) is not None:
@@ -66,9 +71,11 @@ class LiveCursor:
                 return self._advance(ready)
             if ready is None and self._seq < channel.tail_seq:
                 return await self._page()
-            if ready is None:  # another replica was faster: the position exists, but the channel has not come so far
+            if ready is None:
+                # Another replica was faster, and the channel has not come so far. Or the log has lost what this reader holds.
+                if (gap := await self._verify()) is not None:
+                    return (gap,)
                 self._mender.catch_up(channel)
-                self._verified = False
             elif channel.closed:
                 self.ended = True
                 return ()
@@ -122,8 +129,9 @@ class LiveCursor:
 class ArchiveCursor:
     """Reads a run whose log has expired. Everything is there already, so it never waits."""
 
-    def __init__(self, history: History, run_id: str, position: Position) -> None:
+    def __init__(self, history: History, run_id: str, position: Position, metrics: Metrics) -> None:
         self._history = history
+        self._metrics = metrics
         self._run_id = run_id
         self._position = position
         self._seq = position.seq
@@ -152,4 +160,5 @@ class ArchiveCursor:
         first = await self._history.entries(self._run_id, 0, 1)
         gap = Gap(self._seq + 1, None, first[0].seq if first else None)
         self._seq = 0
+        self._metrics.gap()
         return gap

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from orchestrator.errors import RunNotFound
+from orchestrator.metrics import Metrics, NoMetrics
 from orchestrator.streamlog.channel import Channel
 from orchestrator.streamlog.cursor import PAGE, ArchiveCursor, History, LiveCursor
 from orchestrator.streamlog.log import Batch, Log, LogUnavailable, Position, Tail
@@ -32,12 +33,14 @@ class Fanout:
         log: Log,
         history: History,
         *,
+        metrics: Metrics | None = None,
         ring_bytes: int = 256 * 1024,
         linger_s: float = 5.0,
         watch_delay_s: float = 0.025,
     ) -> None:
         self._log = log
         self._history = history
+        self._metrics = metrics or NoMetrics()
         self._ring_bytes = ring_bytes
         self._linger_s = linger_s
         self._watch_delay_s = watch_delay_s
@@ -84,7 +87,7 @@ class Fanout:
             channel.lingering = None
         channel.readers += 1
         try:
-            yield LiveCursor(self, self._log, channel, position)
+            yield LiveCursor(self, self._log, channel, position, self._metrics)
         finally:
             channel.readers -= 1
             if not channel.readers:
@@ -123,7 +126,7 @@ class Fanout:
     async def _archived(self, run_id: str, position: Position) -> ArchiveCursor:
         if not await self._history.entries(run_id, 0, 1):
             raise RunNotFound
-        return ArchiveCursor(self._history, run_id, position)
+        return ArchiveCursor(self._history, run_id, position, self._metrics)
 
     def _leave(self, channel: Channel) -> None:
         if channel.closed:
