@@ -16,14 +16,19 @@ import msgspec
 from orchestrator.agents.desk import Desk
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.clock import Clock, SystemClock
+from orchestrator.control import Control
 from orchestrator.embedded import embedded
 from orchestrator.ender import Ender
 from orchestrator.engine import Engine
+from orchestrator.herald import Herald
 from orchestrator.inline import InlineRuns
 from orchestrator.janitor import Janitor
+from orchestrator.listing import Records
 from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics
+from orchestrator.publishing import Publishing
 from orchestrator.store.postgres import Postgres
+from orchestrator.store.store import Store
 from orchestrator.streamlog.archive import Archive
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log
@@ -32,6 +37,7 @@ from orchestrator.upstreams.config import UpstreamConfig
 from orchestrator.upstreams.factory import build, route
 from orchestrator.upstreams.openai_http import upstream_session
 from orchestrator.upstreams.tokens import Tokenizer
+from orchestrator.upstreams.upstream import Upstream
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.worker import Temporal, TemporalAddress
 
@@ -76,26 +82,47 @@ async def orchestrator(
         log = await stack.enter_async_context(
             RedisLog(addresses.redis, retention_ms=round(config.retention_s * 1000), max_events=config.max_events_per_run)
         )
-        archive = await stack.enter_async_context(Archive(log, store, owner, metrics=metrics))
-        temporal = config.temporal or TemporalAddress(addresses.temporal)
-        yield await stack.enter_async_context(_engine(config, metrics, clock or SystemClock(), log, archive, temporal, owner))
+        session = await stack.enter_async_context(upstream_session())
+        clock = clock or SystemClock()
+        parts = Parts(
+            log=log,
+            store=store,
+            upstreams=build(config.upstreams, session, clock.time),
+            temporal=config.temporal or TemporalAddress(addresses.temporal),
+            metrics=metrics,
+            clock=clock,
+            owner=owner,
+        )
+        yield await stack.enter_async_context(engine(config, parts))
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """What an engine stands on. `owner` names this process; `temporal_wait_s` is how long a start waits for Temporal."""
+
+    log: Log
+    store: Store
+    upstreams: Mapping[str, Upstream]
+    temporal: TemporalAddress
+    metrics: Metrics
+    clock: Clock
+    owner: str
+    temporal_wait_s: float = 10.0
 
 
 @asynccontextmanager
-async def _engine(
-    config: Configuration, metrics: Metrics, clock: Clock, log: Log, archive: Archive, address: TemporalAddress, owner: str
-) -> AsyncIterator[LocalEngine]:
+async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngine]:
+    """A working engine over these parts."""
+    log, store, metrics, clock = parts.log, parts.store, parts.metrics, parts.clock
     lease_ms = round(config.heartbeat_s * 1000)
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(upstream_session())
-        upstreams = build(config.upstreams, session, clock.time)
+        archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
         fanout = Fanout(log, archive, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
-        ender = Ender(log, metrics, clock)
+        ender, herald = Ender(log, metrics, clock), Herald(log, clock)
         desk = Desk(
             log=log,
             fanout=fanout,
-            router=route(config.upstreams, upstreams, clock.time),
+            router=route(config.upstreams, parts.upstreams, clock.time),
             tokens=Tokenizer(),
             metrics=metrics,
             clock=clock,
@@ -103,24 +130,30 @@ async def _engine(
         )
         await stack.enter_async_context(desk.ticking())
         temporal = Temporal(
-            address,
-            Activities(log, desk, ender),
+            parts.temporal,
+            Activities(log, desk, ender, herald),
             task_queue=config.task_queue,
             heartbeat_s=config.heartbeat_s,
             max_agents=config.max_agents,
             drain_s=config.drain_s,
         )
-        await stack.enter_async_context(temporal.working())
-        await stack.enter_async_context(Janitor(log, ender, temporal, clock, owner=owner, round_s=config.janitor_s).working())
-        inline = InlineRuns(desk, ender, lease_ms=lease_ms)
+        await stack.enter_async_context(temporal.working(parts.temporal_wait_s))
+        janitor = Janitor(log, ender, temporal, clock, owner=parts.owner, round_s=config.janitor_s)
+        await stack.enter_async_context(janitor.working())
+        inline = InlineRuns(log, desk, ender, herald, lease_ms=lease_ms)
         stack.push_async_callback(inline.close)
-        engine = LocalEngine(
+        records = Records(log, store, clock)
+        control = Control(log=log, records=records, herald=herald, desk=desk, inline=inline, temporal=temporal)
+        stack.push_async_callback(control.close)
+        yield LocalEngine(
             log=log,
             fanout=fanout,
-            archive=archive,
+            store=store,
+            records=records,
+            control=control,
+            publishing=Publishing(log, control, clock),
             catalog=Catalog(config.models),
-            upstreams=upstreams,
-            desk=desk,
+            upstreams=parts.upstreams,
             inline=inline,
             temporal=temporal,
             ender=ender,
@@ -128,5 +161,3 @@ async def _engine(
             clock=clock,
             random_bytes=secrets.token_bytes,
         )
-        stack.push_async_callback(engine.close)
-        yield engine

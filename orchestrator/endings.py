@@ -18,20 +18,21 @@ def completed(at: str, *, text: str, usage: dict[str, Any], finish_reason: str, 
     return _ending(at, EventType.WORKFLOW_COMPLETED, payload)
 
 
-def failed(at: str, failure: Failure) -> Sequence[Event]:
+def failed(at: str, failure: Failure, usage: dict[str, Any] | None = None) -> Sequence[Event]:
     """The run did not get there; a time-out is a failure with `code: timeout`."""
-    return _ending(at, EventType.WORKFLOW_FAILED, {"error": msgspec.to_builtins(failure)}, failure.message)
+    payload = {"error": msgspec.to_builtins(failure), "usage": usage}
+    return _ending(at, EventType.WORKFLOW_FAILED, payload, failure.message)
 
 
-def cancelled(at: str, reason: str | None, by: str | None) -> Sequence[Event]:
+def cancelled(at: str, reason: str | None, by: str | None, usage: dict[str, Any] | None = None) -> Sequence[Event]:
     """Somebody asked for it to stop."""
-    payload = {key: value for key, value in (("reason", reason), ("by", by)) if value is not None}
-    return _ending(at, EventType.WORKFLOW_CANCELLED, payload)
+    return _ending(at, EventType.WORKFLOW_CANCELLED, {"reason": reason, "by": by, "usage": usage})
 
 
 def _ending(at: str, event_type: EventType, payload: dict[str, Any], message: str | None = None) -> Sequence[Event]:
+    known = {key: value for key, value in payload.items() if value is not None}
     return (
-        Event(event_type, at, message=message, payload=payload),
+        Event(event_type, at, message=message, payload=known),
         Event(EventType.STREAM_END, at),
     )
 

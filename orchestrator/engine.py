@@ -15,7 +15,7 @@ import msgspec
 from orchestrator.catalog import Resolved
 from orchestrator.errors import Failure
 from orchestrator.events import Entry, Gap
-from orchestrator.runs import ChatOptions, Principal, Run, RunState
+from orchestrator.runs import ALL_RUNS, ChatOptions, Principal, Run, RunFilter
 from orchestrator.streamlog.log import BEGINNING, Position
 from orchestrator.upstreams.upstream import ModelCard, Usage
 
@@ -50,13 +50,6 @@ class Dependency(msgspec.Struct, frozen=True):
     ok: bool
     required: bool
     detail: str = ""
-
-
-class RunFilter(msgspec.Struct, frozen=True):
-    """Which of the tenant's runs: those of a session, those in a state, or all."""
-
-    session_id: str | None = None
-    state: RunState | None = None
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -164,9 +157,6 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True):
     updated_ms: int
     title: str | None = None
     tokens: int = 0
-
-
-ALL_RUNS = RunFilter()
 
 
 class Engine(Protocol):

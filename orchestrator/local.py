@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
-import msgspec
-
-from orchestrator.agents.desk import Desk
-from orchestrator.agents.history import ended
-from orchestrator.agents.job import Stop
 from orchestrator.catalog import Catalog, Resolved
 from orchestrator.clock import Clock
+from orchestrator.control import Control
 from orchestrator.ender import Ender
 from orchestrator.endings import ENGINE_UNAVAILABLE
-from orchestrator.engine import Dependency, Page, Submission, Subscription
-from orchestrator.errors import HeadgateError, InvalidRequest, RunConflict, RunNotFound, Unavailable
+from orchestrator.engine import (
+    Approval,
+    ControlState,
+    Decision,
+    Dependency,
+    Details,
+    History,
+    Listing,
+    Publication,
+    Published,
+    Session,
+    Submission,
+    Subscription,
+    TimelineEvent,
+)
+from orchestrator.errors import HeadgateError, InvalidRequest, Unavailable
 from orchestrator.events import Event, EventType, encode, timestamp
 from orchestrator.inline import InlineRuns
+from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
-from orchestrator.runs import Principal, Run, RunRequest, RunState, is_run_id, new_run_id
-from orchestrator.streamlog.archive import Archive
+from orchestrator.publishing import Publishing
+from orchestrator.runs import ALL_RUNS, Principal, Run, RunFilter, RunRequest, new_run_id
+from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
-from orchestrator.streamlog.log import BEGINNING, Log, LogClosed, LogMissing, Position, RunCursor
+from orchestrator.streamlog.log import BEGINNING, Log, Position
 from orchestrator.upstreams.upstream import ModelCard, Upstream, UpstreamError
 from orchestrator.workflows.worker import Temporal
 
 _log = logging.getLogger(__name__)
 
-_CANCEL = "cancel"
+QUERY_CHARS = 1000
+"""How much of what the user asked is kept for listings."""
 
 
 class LocalEngine:
@@ -42,10 +55,12 @@ class LocalEngine:
         *,
         log: Log,
         fanout: Fanout,
-        archive: Archive,
+        store: Store,
+        records: Records,
+        control: Control,
+        publishing: Publishing,
         catalog: Catalog,
         upstreams: Mapping[str, Upstream],
-        desk: Desk,
         inline: InlineRuns,
         temporal: Temporal,
         ender: Ender,
@@ -55,18 +70,18 @@ class LocalEngine:
     ) -> None:
         self._log = log
         self._fanout = fanout
-        self._archive = archive
+        self._store = store
+        self._records = records
+        self._control = control
+        self._publishing = publishing
         self._catalog = catalog
         self._upstreams = upstreams
-        self._desk = desk
         self._inline = inline
         self._temporal = temporal
         self._ender = ender
         self._metrics = metrics
         self._clock = clock
         self._random_bytes = random_bytes
-        self._tasks: set[asyncio.Task[None]] = set()
-        log.on_control(self._controlled)
 
     def resolve(self, model: str) -> Resolved:
         return self._catalog.resolve(model)
@@ -86,6 +101,7 @@ class LocalEngine:
             durable=resolved.entry.durability == "temporal",
             options=submission.options,
             session_id=submission.session_id,
+            query=_query(submission.body),
             metadata=submission.metadata,
         )
         request = RunRequest(
@@ -109,38 +125,55 @@ class LocalEngine:
         return run
 
     async def get(self, principal: Principal, run_id: str) -> Run:
-        run = None
-        if is_run_id(run_id):
-            run = await self._log.run(run_id) or await self._archived(run_id)
-        if run is None or run.tenant != principal.tenant:
-            raise RunNotFound
-        return run
+        return await self._records.run(principal, run_id)
 
-    async def list(self, principal: Principal, before: RunCursor | None = None, limit: int = 20) -> Page:
-        runs = await self._log.runs(principal.tenant, before, limit)
-        if len(runs) < limit:
-            cursor = RunCursor(runs[-1].created_ms, runs[-1].id) if runs else before
-            runs += await self._archive.runs(principal.tenant, cursor, limit - len(runs))
-        last = runs[-1] if len(runs) == limit else None
-        return Page(runs, None if last is None else RunCursor(last.created_ms, last.id))
+    async def details(self, principal: Principal, run_id: str) -> Details:
+        return await self._records.details(principal, run_id)
+
+    async def list(self, principal: Principal, which: RunFilter = ALL_RUNS, *, offset: int = 0, limit: int = 20) -> Listing:
+        return await self._records.page(principal, which, offset, limit)
+
+    async def history(
+        self, principal: Principal, run_id: str, *, after_seq: int = 0, limit: int = 100, types: Collection[str] = ()
+    ) -> History:
+        return await self._records.history(principal, run_id, after_seq, limit, types)
+
+    async def timeline(self, principal: Principal, run_id: str, *, full: bool = False) -> Sequence[TimelineEvent]:
+        run = await self._records.run(principal, run_id)
+        return await self._temporal.timeline(run.id, full=full) if run.durable else ()
+
+    async def sessions(self, principal: Principal, *, offset: int = 0, limit: int = 20) -> Sequence[Session]:
+        return await self._records.sessions(principal, offset, limit)
+
+    async def session(self, principal: Principal, session_id: str) -> Session:
+        return await self._records.session(principal, session_id)
+
+    async def title_session(self, principal: Principal, session_id: str, title: str) -> Session:
+        return await self._records.title_session(principal, session_id, title)
+
+    async def delete_session(self, principal: Principal, session_id: str) -> None:
+        await self._records.delete_session(principal, session_id)
 
     async def cancel(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
-        run = await self.get(principal, run_id)
-        if run.state is RunState.CANCELLED:
-            return run
-        if run.state.ended:
-            raise RunConflict(f"The run has ended already, as {run.state}.", code="run_ended")
-        detail = {"by": principal.key_id} if reason is None else {"reason": reason, "by": principal.key_id}
-        asked = Event(EventType.WORKFLOW_CANCELLING, timestamp(int(self._clock.time() * 1000)), payload=detail)
-        try:
-            await self._log.append(run_id, _CANCEL, 1, 1, [encode(asked)], events=[asked])
-        except (LogClosed, LogMissing):
-            return await self._cancelled_too_late(run)
-        if not self._desk.stop(run_id, Stop("cancelled", reason, principal.key_id)):
-            await self._log.publish_control(run_id, msgspec.json.encode({"op": _CANCEL, **detail}).decode())
-        if run.durable:
-            self._in_background(self._cancel_workflow(run_id, reason))
-        return run
+        return await self._control.cancel(principal, run_id, reason)
+
+    async def pause(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
+        return await self._control.pause(principal, run_id, reason)
+
+    async def resume(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
+        return await self._control.resume(principal, run_id, reason)
+
+    async def control_state(self, principal: Principal, run_id: str) -> ControlState:
+        return await self._control.state(principal, run_id)
+
+    async def publish(self, principal: Principal, run_id: str, publication: Publication) -> Published:
+        return await self._publishing.publish(await self._records.run(principal, run_id), publication)
+
+    async def approvals(self, principal: Principal, session_id: str | None = None) -> Sequence[Approval]:
+        return await self._control.approvals(principal, session_id)
+
+    async def decide(self, principal: Principal, run_id: str, decision: Decision) -> None:
+        await self._control.decide(principal, run_id, decision)
 
     @asynccontextmanager
     async def subscribe(self, principal: Principal, run_id: str, position: Position = BEGINNING) -> AsyncIterator[Subscription]:
@@ -164,21 +197,9 @@ class LocalEngine:
         redis, temporal, postgres = await asyncio.gather(
             _probe(self._log.ping(), required=True),
             _probe(self._temporal.ping(), required=False),
-            _probe(self._archive.ping(), required=False),
+            _probe(self._store.ping(), required=False),
         )
         return {"redis": redis, "temporal": temporal, "postgres": postgres}
-
-    async def close(self) -> None:
-        """Wait a moment for what was begun on behalf of callers who did not wait."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5.0)
-
-    async def _archived(self, run_id: str) -> Run | None:
-        try:
-            return await self._archive.run(run_id)
-        except Unavailable as error:
-            _log.warning("a run was looked for in the archive, which is away: %s", error)
-            raise
 
     async def _start_durable(self, run: Run, request: RunRequest) -> None:
         try:
@@ -188,32 +209,17 @@ class LocalEngine:
             await self._ender.fail(run.id, ENGINE_UNAVAILABLE)
             raise
 
-    async def _cancel_workflow(self, run_id: str, reason: str | None) -> None:
-        try:
-            await self._temporal.cancel(run_id, reason)
-        except Unavailable as error:
-            _log.warning("cancelling a workflow waits for the janitor: %s", error, extra={"workflow_id": run_id})
 
-    async def _cancelled_too_late(self, run: Run) -> Run:
-        outcome = await ended(self._log, run.id)
-        if outcome is None or outcome.state is RunState.CANCELLED:
-            return run
-        raise RunConflict(f"The run has ended already, as {outcome.state}.", code="run_ended")
-
-    def _controlled(self, run_id: str, op: str) -> None:
-        """Another process passes on what was asked of a run; its agents may be here."""
-        try:
-            asked = msgspec.json.decode(op, type=dict[str, str])
-        except msgspec.DecodeError:
-            _log.warning("a control message was not understood")
-            return
-        if asked.get("op") == _CANCEL:
-            self._desk.stop(run_id, Stop("cancelled", asked.get("reason"), asked.get("by")))
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+def _query(body: dict[str, Any]) -> str | None:
+    """The beginning of the last thing that the user said."""
+    messages = body.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+            return " ".join(texts)[:QUERY_CHARS] or None
+    return None
 
 
 async def _probe(ping: Awaitable[None], *, required: bool) -> Dependency:

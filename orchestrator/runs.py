@@ -96,6 +96,19 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     ended_ms: int | None = None
 
 
+class RunFilter(msgspec.Struct, frozen=True):
+    """Which of a tenant's runs: those of a session, those in a state, or all."""
+
+    session_id: str | None = None
+    state: RunState | None = None
+
+    def lets_through(self, run: Run) -> bool:
+        return self.session_id in (None, run.session_id) and self.state in (None, run.state)
+
+
+ALL_RUNS = RunFilter()
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a run ended, read from its ending event."""
 

@@ -88,6 +88,13 @@ class Agent:
             if self._task is not None:
                 self._task.cancel()
 
+    def pause(self) -> bool:
+        """Break off so that a later attempt goes on from here. False where the upstream could not: it is then finished."""
+        if not self._continuable:
+            return False
+        self.stop(Stop("paused"))
+        return True
+
     async def run(self, past: Past) -> StepResult:
         """Say what remains to be said after `past`. Raises what the log refused it with, and Interrupted on shutdown."""
         self._task = asyncio.current_task()
@@ -149,8 +156,7 @@ class Agent:
 
     async def _answer(self) -> None:
         """One upstream call, from where the answer stands."""
-        step = self._job.step
-        continues = self._sent.plain and step.on_cut != "regenerate" and self._router.continues(step.upstream)
+        continues = self._continuable
         prefix = self._sent.text if continues else ""
         splice = None if continues or self._sent.empty else Splice(self._sent)
         self._calls += 1
@@ -254,7 +260,7 @@ class Agent:
         self._emit(EventType.AGENT_FAILED, payload={"error": {"code": failure.code, "message": failure.message}})
         state = RunState.TIMEOUT if failure.code == endings.TIMEOUT.code else RunState.FAILED
         if self._job.final:
-            await self._end(endings.failed(self._at.now(), failure), state)
+            await self._end(endings.failed(self._at.now(), failure, self._spent()), state)
         else:
             await self._writer.flush()
         return StepResult(state, ended=self._job.final, failure=failure)
@@ -265,7 +271,8 @@ class Agent:
                 if self._call is not None:
                     await self._say_output(self._call, aborted=True, final=True)
                 if self._job.final:
-                    await self._end(endings.cancelled(self._at.now(), stop.reason, stop.by), RunState.CANCELLED)
+                    ending = endings.cancelled(self._at.now(), stop.reason, stop.by, self._spent())
+                    await self._end(ending, RunState.CANCELLED)
                 else:
                     await self._writer.flush()
                 return StepResult(RunState.CANCELLED, ended=self._job.final, reason=stop.reason)
@@ -278,6 +285,16 @@ class Agent:
             case "refused":
                 await self._writer.abandon()
                 raise stop.error or Interrupted()
+            case "paused":
+                if self._call is not None:
+                    await self._say_output(self._call, aborted=True)
+                await self._writer.flush()
+                await self._release()
+                return StepResult(RunState.PAUSED, ended=False)
+
+    def _spent(self) -> dict[str, Any] | None:
+        """What all calls so far used, for an ending that is not a completion."""
+        return None if self._usage is None else msgspec.to_builtins(self._usage)
 
     async def _end(self, ending: Sequence[Event], state: RunState) -> None:
         self._ending = True
@@ -342,6 +359,12 @@ class Agent:
         state: RunState | None = None,
     ) -> None:
         self._writer.emit(Event(event_type, self._at.now(), self._job.step.name, message, payload), state=state)
+
+    @property
+    def _continuable(self) -> bool:
+        """Whether the upstream can go on from what was said so far."""
+        step = self._job.step
+        return self._sent.plain and step.on_cut != "regenerate" and self._router.continues(step.upstream)
 
     @property
     def _model(self) -> str:

@@ -100,6 +100,13 @@ class Desk:
             agent.stop(stop)
         return bool(agents)
 
+    def pause(self, run_id: str) -> bool:
+        """Let the run's agents in this process break off, those that can. False if it has none here."""
+        agents = list(self._by_run.get(run_id, ()))
+        for agent in agents:
+            agent.pause()
+        return bool(agents)
+
     def stop_all(self, stop: Stop) -> None:
         for agent in list(self._agents):
             agent.stop(stop)

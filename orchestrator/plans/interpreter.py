@@ -27,10 +27,20 @@ class StepResult(msgspec.Struct, frozen=True, omit_defaults=True):
 class StepContext(Protocol):
     """What a plan may do while it runs."""
 
+    async def checkpoint(self, step: str) -> None:
+        """A safe point before `step`: stand still here for as long as the run is paused."""
+
     async def run_agent(self, agent: Agent, *, final: bool) -> StepResult:
-        """One upstream conversation. `final`: whatever becomes of it becomes of the run, so it may close the log itself."""
+        """One upstream conversation. `final`: whatever becomes of it becomes of the run, so it may close the log itself.
+
+        PAUSED if it broke off because the run is to be paused; run it again, and it goes on where it stopped.
+        """
 
 
 async def interpret(plan: Plan, context: StepContext) -> StepResult:
     """Run the plan to its end and tell how it ended."""
-    return await context.run_agent(plan.agent, final=True)
+    while True:
+        await context.checkpoint(plan.agent.name)
+        result = await context.run_agent(plan.agent, final=True)
+        if result.state is not RunState.PAUSED:
+            return result

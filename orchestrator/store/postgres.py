@@ -12,10 +12,10 @@ from typing import Self
 import msgspec
 
 from orchestrator.events import Entry
-from orchestrator.runs import Run
+from orchestrator.runs import Run, RunFilter
 from orchestrator.store.database import Database, StoreRefused, StoreUnavailable
 from orchestrator.store.records import EVENT_COLUMNS, RUN_COLUMNS, Record, Row, run_of
-from orchestrator.streamlog.log import RunCursor
+from orchestrator.store.store import KnownSession, SessionRow
 
 __all__ = ["Postgres", "Record", "StoreRefused", "StoreUnavailable"]
 
@@ -63,15 +63,37 @@ class Postgres:
             row = await connection.fetchrow(self._queries["find_run"], run_id)
         return None if row is None else run_of(row)
 
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        """The tenant's runs that come after the cursor, newest first."""
+    async def runs(
+        self, tenant: str, which: RunFilter, *, offset: int, limit: int, without: Sequence[str] = ()
+    ) -> tuple[list[Run], int]:
+        """Some of a tenant's runs, newest first, and how many there are in all; `without` these."""
+        asked = (tenant, which.session_id, which.state, list(without))
         async with self._database.connection() as connection:
-            if before is None:
-                rows = await connection.fetch(self._queries["list_runs"], tenant, limit)
-            else:
-                page = (tenant, limit, before.created_ms, before.run_id)
-                rows = await connection.fetch(self._queries["list_runs_before"], *page)
-        return [run_of(row) for row in rows]
+            rows = await connection.fetch(self._queries["list_runs"], *asked, offset, limit)
+            total = await connection.fetchval(self._queries["count_runs"], *asked)
+        return [run_of(row) for row in rows], total
+
+    async def sessions(
+        self, tenant: str, *, session_id: str | None = None, limit: int, without: Sequence[str] = ()
+    ) -> list[SessionRow]:
+        """A tenant's sessions, or one, the latest used first, as their archived runs tell; `without` these runs."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(self._queries["list_sessions"], tenant, session_id, list(without), limit)
+        return [SessionRow(**row) for row in rows]
+
+    async def known_sessions(self, tenant: str, session_ids: Sequence[str]) -> dict[str, KnownSession]:
+        """Titles of these sessions and when they were last deleted; only those of which either is known."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(self._queries["describe_sessions"], tenant, list(session_ids))
+        return {row["id"]: KnownSession(row["title"], row["deleted_ms"]) for row in rows}
+
+    async def title_session(self, tenant: str, session_id: str, title: str) -> None:
+        async with self._database.connection() as connection:
+            await connection.execute(self._queries["title_session"], tenant, session_id, title)
+
+    async def delete_session(self, tenant: str, session_id: str, now_ms: int) -> None:
+        async with self._database.connection() as connection:
+            await connection.execute(self._queries["delete_session"], tenant, session_id, now_ms)
 
     async def entries(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
         """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Positions of deltas are missing."""

@@ -22,12 +22,39 @@ INSERT INTO events SELECT * FROM arriving_events ORDER BY run_id, seq ON CONFLIC
 SELECT * FROM runs WHERE id = $1;
 
 -- name: list_runs
--- A tenant's runs, newest first.
-SELECT * FROM runs WHERE tenant = $1 ORDER BY created_ms DESC, id DESC LIMIT $2;
+-- A tenant's runs, newest first: of a session ($2) and in a state ($3) if given, those with certain ids ($4) left out.
+SELECT r.* FROM runs r LEFT JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session_id
+WHERE r.tenant = $1 AND ($2::text IS NULL OR r.session_id = $2) AND ($3::text IS NULL OR r.state = $3)
+    AND r.id <> ALL ($4::text[]) AND r.created_ms > coalesce(s.deleted_ms, -1)
+ORDER BY r.created_ms DESC, r.id DESC OFFSET $5 LIMIT $6;
 
--- name: list_runs_before
--- A tenant's runs that come after a cursor (created_ms, id), newest first.
-SELECT * FROM runs WHERE tenant = $1 AND (created_ms, id) < ($3, $4) ORDER BY created_ms DESC, id DESC LIMIT $2;
+-- name: count_runs
+-- How many runs `list_runs` would list in all.
+SELECT count(*) FROM runs r LEFT JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session_id
+WHERE r.tenant = $1 AND ($2::text IS NULL OR r.session_id = $2) AND ($3::text IS NULL OR r.state = $3)
+    AND r.id <> ALL ($4::text[]) AND r.created_ms > coalesce(s.deleted_ms, -1);
+
+-- name: list_sessions
+-- A tenant's sessions, or one of them ($2), the latest used first; certain runs ($3) left out.
+SELECT r.session_id AS id, s.title, count(*) AS runs, min(r.created_ms) AS created_ms,
+    max(coalesce(r.ended_ms, r.created_ms)) AS updated_ms, coalesce(sum(r.total_tokens), 0)::bigint AS tokens
+FROM runs r LEFT JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session_id
+WHERE r.tenant = $1 AND r.session_id IS NOT NULL AND ($2::text IS NULL OR r.session_id = $2)
+    AND r.id <> ALL ($3::text[]) AND r.created_ms > coalesce(s.deleted_ms, -1)
+GROUP BY r.session_id, s.title ORDER BY updated_ms DESC, id LIMIT $4;
+
+-- name: describe_sessions
+-- What is known of these sessions beyond their runs.
+SELECT id, title, deleted_ms FROM sessions WHERE tenant = $1 AND id = ANY ($2::text[]);
+
+-- name: title_session
+-- Give a session a title.
+INSERT INTO sessions (tenant, id, title) VALUES ($1, $2, $3) ON CONFLICT (tenant, id) DO UPDATE SET title = excluded.title;
+
+-- name: delete_session
+-- Forget a session: what it was called, and its runs up to now.
+INSERT INTO sessions (tenant, id, deleted_ms) VALUES ($1, $2, $3)
+ON CONFLICT (tenant, id) DO UPDATE SET title = NULL, deleted_ms = excluded.deleted_ms;
 
 -- name: list_entries
 -- A run's events after a position, oldest first.

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from orchestrator.events import ENDINGS, Entry, Event
+from orchestrator.events import ENDINGS, Entry
 from orchestrator.runs import ChatOptions, Run, RunState
 from orchestrator.upstreams.upstream import Usage
 
@@ -22,6 +22,7 @@ RUN_COLUMNS = (
     "durable",
     "state",
     "session_id",
+    "query",
     "options",
     "metadata",
     "created_ms",
@@ -51,11 +52,14 @@ class Record(msgspec.Struct, frozen=True):
     entries: Sequence[Entry]
     last: Entry
 
+    @property
+    def usage(self) -> Usage | None:
+        """What the run's ending says that it used."""
+        return _usage(self._ending().get("usage"))
+
     def run_row(self) -> Row:
         """Values of RUN_COLUMNS."""
-        run, ending = self.run, _ending(self.entries)
-        payload = (ending.payload if ending else None) or {}
-        usage = _usage(payload.get("usage"))
+        run, payload, usage = self.run, self._ending(), self.usage
         return (
             run.id,
             _text(run.tenant),
@@ -64,6 +68,7 @@ class Record(msgspec.Struct, frozen=True):
             run.durable,
             run.state.value,
             _text(run.session_id),
+            _text(run.query),
             _json(run.options),
             _json(run.metadata),
             run.created_ms,
@@ -76,6 +81,11 @@ class Record(msgspec.Struct, frozen=True):
             self.last.seq,
             self.last.ms,
         )
+
+    def _ending(self) -> Mapping[str, Any]:
+        """How the run ended; STREAM_END directly follows it."""
+        last = [entry.event for entry in self.entries[-2:]]
+        return next((event.payload or {} for event in reversed(last) if event.type in ENDINGS), {})
 
     def event_rows(self) -> Iterator[Row]:
         """Values of EVENT_COLUMNS, a tuple for each entry."""
@@ -97,16 +107,12 @@ def run_of(row: Mapping[str, Any]) -> Run:
         state=RunState(row["state"]),
         options=msgspec.json.decode(row["options"], type=ChatOptions),
         session_id=row["session_id"],
+        query=row["query"],
         metadata=None if row["metadata"] is None else msgspec.json.decode(row["metadata"]),
         deadline_ms=row["deadline_ms"],
         started_ms=row["started_ms"],
         ended_ms=row["ended_ms"],
     )
-
-
-def _ending(entries: Sequence[Entry]) -> Event | None:
-    """How the run ended; STREAM_END directly follows it."""
-    return next((entry.event for entry in reversed(entries[-2:]) if entry.event.type in ENDINGS), None)
 
 
 def _usage(value: object) -> Usage | None:

@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Self
 
 from orchestrator.errors import Unavailable
 from orchestrator.events import Entry
 from orchestrator.metrics import Metrics, NoMetrics
 from orchestrator.runs import Run
-from orchestrator.store.postgres import Record, StoreRefused
-from orchestrator.streamlog.log import Log, RunCursor
+from orchestrator.store.database import StoreRefused
+from orchestrator.store.records import Record
+from orchestrator.store.store import Store
+from orchestrator.streamlog.log import Log
 
 _PAGE = 1000
 _BATCH_RUNS = 200
@@ -31,17 +33,6 @@ _LEASE_MS = 10_000
 _BACKOFF_S = (0.25, 5.0)
 
 _log = logging.getLogger(__name__)
-
-
-class ArchiveStore(Protocol):
-    """Where the archive is kept. `store.postgres` is the one there is."""
-
-    async def ping(self) -> None: ...
-    async def write(self, records: Sequence[Record]) -> None: ...
-    async def run(self, run_id: str) -> Run | None: ...
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]: ...
-    async def entries(self, run_id: str, after_seq: int, limit: int) -> list[Entry]: ...
-    async def find(self, run_id: str, seq: int) -> Entry | None: ...
 
 
 class Archive:
@@ -53,7 +44,7 @@ class Archive:
     def __init__(
         self,
         event_log: Log,
-        store: ArchiveStore,
+        store: Store,
         owner: str,
         *,
         metrics: Metrics | None = None,
@@ -81,10 +72,6 @@ class Archive:
 
     async def run(self, run_id: str) -> Run | None:
         return await self._store.run(run_id)
-
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        """The tenant's runs that come after the cursor, newest first."""
-        return await self._store.runs(tenant, before, limit)
 
     async def entries(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
         """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Positions of deltas are missing."""

@@ -144,13 +144,6 @@ class Batch(msgspec.Struct, frozen=True):
     entries: Sequence[Entry]
 
 
-class RunCursor(msgspec.Struct, frozen=True):
-    """Keyset position in a listing of runs: older than this creation time, ties broken by id."""
-
-    created_ms: int
-    run_id: str
-
-
 Listener = Callable[[Batch], None]
 
 
@@ -226,8 +219,14 @@ class Log(Protocol):
 
     def unwatch(self, run_id: str) -> None: ...
 
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        """The tenant's runs whose logs have not expired, newest first."""
+    async def unarchived_runs(self, tenant: str) -> list[Run]:
+        """The tenant's runs that are not in the archive yet, because they go on or have just ended; newest first."""
+
+    async def approve(self, tenant: str, run_id: str, approval_id: str, wanted: bytes | None) -> None:
+        """Remember that a run waits for a decision (`wanted` describes it), or forget it (None)."""
+
+    async def approvals(self, tenant: str) -> list[bytes]:
+        """What is remembered of the decisions that the tenant's runs wait for."""
 
     async def active(self) -> list[str]:
         """Ids of all runs that may still be unfinished. The janitor goes through them."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from orchestrator.events import Entry, Event
 from orchestrator.runs import Run, RunRequest, RunState
-from orchestrator.streamlog.log import Appended, Batch, Claim, Listener, LogExists, LogMissing, RunCursor, Tail
+from orchestrator.streamlog.log import Appended, Batch, Claim, Listener, LogExists, LogMissing, Tail
 from orchestrator.streamlog.record import Append, Record
 
 Checkpoint = Callable[[str, Literal["sent", "answered"]], Awaitable[None]]
@@ -30,6 +30,7 @@ class MemoryStore:
         self.records: dict[str, Record] = {}
         self.active: dict[str, None] = {}
         self.archive: dict[str, None] = {}
+        self.approvals: dict[tuple[str, str, str], bytes] = {}
         self.leases: dict[str, tuple[str, int]] = {}
         self.max_events = max_events
         self._clock = clock
@@ -256,14 +257,22 @@ class MemoryLog:
 
     # -- many runs -------------------------------------------------------------------------------------------------------
 
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        await self._store.at("runs", "answered")
-        records = [self._store.record(run_id) for run_id in list(self._store.records)]
+    async def unarchived_runs(self, tenant: str) -> list[Run]:
+        await self._store.at("unarchived_runs", "answered")
+        records = [self._store.record(run_id) for run_id in {**self._store.active, **self._store.archive}]
         runs = [record.run for record in records if record is not None and record.run.tenant == tenant]
-        runs.sort(key=lambda run: (run.created_ms, run.id), reverse=True)
-        if before is not None:
-            runs = [run for run in runs if (run.created_ms, run.id) < (before.created_ms, before.run_id)]
-        return runs[:limit]
+        return sorted(runs, key=lambda run: (run.created_ms, run.id), reverse=True)
+
+    async def approve(self, tenant: str, run_id: str, approval_id: str, wanted: bytes | None) -> None:
+        await self._store.at("approve", "sent")
+        if wanted is None:
+            self._store.approvals.pop((tenant, run_id, approval_id), None)
+        else:
+            self._store.approvals[tenant, run_id, approval_id] = wanted
+
+    async def approvals(self, tenant: str) -> list[bytes]:
+        await self._store.at("approvals", "answered")
+        return [wanted for (of, _, _), wanted in self._store.approvals.items() if of == tenant]
 
     async def active(self) -> list[str]:
         await self._store.at("active", "answered")

@@ -37,7 +37,6 @@ from orchestrator.streamlog.log import (
     LogExists,
     LogMissing,
     LogUnavailable,
-    RunCursor,
     Tail,
 )
 from orchestrator.streamlog.notices import Notices, decode_batch
@@ -87,7 +86,7 @@ class RedisLog:
         self._writes = Connection(address, call_timeout_s=call_timeout_s, wait_s=wait_s)
         self._reads = Connection(address, call_timeout_s=call_timeout_s, wait_s=wait_s)
         self._notices = Notices(address, self._notice, self._flowing, call_timeout_s=call_timeout_s)
-        self._registry = Registry(self._writes, prefix, retention_ms, clock)
+        self._registry = Registry(self._writes, prefix, retention_ms)
         self._control = f"{prefix}:control"
         self._control_listeners: list[Callable[[str, str], None]] = []
         self._open, self._append, self._claim = load("open"), load("append"), load("claim")
@@ -282,8 +281,14 @@ class RedisLog:
 
     # -- many runs -------------------------------------------------------------------------------------------------------
 
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        return await self._registry.runs(tenant, before, limit)
+    async def unarchived_runs(self, tenant: str) -> list[Run]:
+        return await self._registry.unarchived_runs(tenant)
+
+    async def approve(self, tenant: str, run_id: str, approval_id: str, wanted: bytes | None) -> None:
+        await self._registry.approve(tenant, run_id, approval_id, wanted)
+
+    async def approvals(self, tenant: str) -> list[bytes]:
+        return await self._registry.approvals(tenant)
 
     async def active(self) -> list[str]:
         return await self._registry.active()

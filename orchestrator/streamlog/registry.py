@@ -6,20 +6,18 @@ leaves a run in `active` when a process dies in between; the janitor settles it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from orchestrator.runs import Run, RunState
 from orchestrator.streamlog.connection import Connection
-from orchestrator.streamlog.log import RunCursor
 from orchestrator.streamlog.scripts import load
 from orchestrator.streamlog.wire import Command
 
 RUN_FIELDS = (b"run", b"state", b"started", b"ended")
 
-_PAGE = 128
 _decode_run = msgspec.json.Decoder(Run).decode
 
 
@@ -39,17 +37,15 @@ def parse_run(fields: Sequence[bytes | None]) -> Run | None:
 class Registry:
     """The part of `RedisLog` that speaks of many runs.
 
-    `retention_ms` is how long a log outlives its last append. A run may be written for longer than that; what is older than two
-    retentions is listed from the archive.
+    `retention_ms` is how long a log outlives its last append.
     """
 
-    def __init__(self, connection: Connection, prefix: str, retention_ms: int, clock: Callable[[], float]) -> None:
+    def __init__(self, connection: Connection, prefix: str, retention_ms: int) -> None:
         self._connection = connection
         self._prefix = prefix
         self._active = f"{prefix}:active".encode()
         self._archive = f"{prefix}:archive".encode()
         self._retention_ms = retention_ms
-        self._clock = clock
         self._take = load("take")
 
     def entering(self, run: Run) -> list[Command]:
@@ -91,26 +87,24 @@ class Registry:
         if run_ids:
             await self._connection.call((b"SREM", self._archive, *run_ids))
 
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        """Ids of expired logs are dropped from the tenant's on the way."""
-        key = self._tenant(tenant)
-        found: list[Run] = []
-        skip = 0
-        while len(found) < limit:
-            highest = "+inf" if before is None else before.created_ms
-            reply: list[bytes] = await self._connection.call(
-                (b"ZREVRANGEBYSCORE", key, highest, "-inf", "WITHSCORES", "LIMIT", skip, _PAGE)
-            )
-            if not reply:
-                break
-            page = [RunCursor(int(score), run_id.decode()) for run_id, score in zip(reply[::2], reply[1::2], strict=True)]
-            later = page if before is None else [c for c in page if (c.created_ms, c.run_id) < (before.created_ms, before.run_id)]
-            if not later:
-                skip += len(page)
-                continue
-            found += await self._existing(key, later)
-            before, skip = later[-1], 0
-        return found[:limit]
+    async def unarchived_runs(self, tenant: str) -> list[Run]:
+        """The unfinished ones among the tenant's own, and those of anybody that wait for the archive: usually very few."""
+        mine, waiting = await self._connection.call_all(
+            [(b"ZINTER", 2, self._active, self._tenant(tenant)), (b"SMEMBERS", self._archive)]
+        )
+        replies: list[Any] = await self._connection.call_all(
+            [(b"HMGET", self.meta(run_id.decode()), *RUN_FIELDS) for run_id in {*mine, *waiting}]
+        )
+        runs = [run for fields in replies if (run := parse_run(fields)) is not None and run.tenant == tenant]
+        return sorted(runs, key=lambda run: (run.created_ms, run.id), reverse=True)
+
+    async def approve(self, tenant: str, run_id: str, approval_id: str, wanted: bytes | None) -> None:
+        key, field = self._approvals(tenant), f"{run_id} {approval_id}".encode()
+        await self._connection.call((b"HDEL", key, field) if wanted is None else (b"HSET", key, field, wanted))
+
+    async def approvals(self, tenant: str) -> list[bytes]:
+        wanted: list[bytes] = await self._connection.call((b"HVALS", self._approvals(tenant)))
+        return wanted
 
     async def lease(self, name: str, owner: str, ttl_ms: int) -> bool:
         key = f"{self._prefix}:lease:{name}".encode()
@@ -119,16 +113,8 @@ class Registry:
     def meta(self, run_id: str) -> bytes:
         return f"{self._prefix}:{{{run_id}}}:meta".encode()
 
+    def _approvals(self, tenant: str) -> bytes:
+        return f"{self._prefix}:approvals:{tenant}".encode()
+
     def _tenant(self, tenant: str) -> bytes:
         return f"{self._prefix}:runs:{tenant}".encode()
-
-    async def _existing(self, key: bytes, cursors: Sequence[RunCursor]) -> list[Run]:
-        replies: list[Any] = await self._connection.call_all(
-            [(b"HMGET", self.meta(cursor.run_id), *RUN_FIELDS) for cursor in cursors]
-        )
-        runs = [parse_run(fields) for fields in replies]
-        oldest_ms = int(self._clock() * 1000) - self._retention_ms  # a younger one without a log is just being opened
-        expired = [c.run_id for c, run in zip(cursors, runs, strict=True) if run is None and c.created_ms < oldest_ms]
-        if expired:
-            self._connection.post((b"ZREM", key, *expired))
-        return [run for run in runs if run is not None]

@@ -16,22 +16,25 @@ from orchestrator.agents.desk import Desk
 from orchestrator.agents.job import Job, Stop
 from orchestrator.ender import Ender
 from orchestrator.errors import Failure
+from orchestrator.events import EventType
+from orchestrator.herald import Herald
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.plans.plan import Agent
 from orchestrator.runs import RunState
-from orchestrator.streamlog.log import AppendSkipped, Fenced, Log
-from orchestrator.workflows.run_workflow import ATTEMPTS_PER_GENERATION, END_RUN, RUN_AGENT, AgentInput, EndInput
+from orchestrator.streamlog.log import AppendSkipped, Fenced, Log, LogClosed, LogMissing
+from orchestrator.workflows.run_workflow import ATTEMPTS_PER_TURN, END_RUN, RUN_AGENT, SAY, AgentInput, EndInput, SayInput
 
 
 class Activities:
-    def __init__(self, log: Log, desk: Desk, ender: Ender) -> None:
+    def __init__(self, log: Log, desk: Desk, ender: Ender, herald: Herald) -> None:
         self._log = log
         self._desk = desk
         self._ender = ender
+        self._herald = herald
 
     @property
     def all(self) -> list[Callable[..., Any]]:
-        return [self.run_agent, self.end_run]
+        return [self.run_agent, self.end_run, self.say]
 
     @activity.defn(name=RUN_AGENT)
     async def run_agent(self, job: AgentInput) -> dict[str, Any]:
@@ -43,7 +46,7 @@ class Activities:
             run=run,
             request=request,
             step=Agent.model_validate(job.step),
-            attempt=job.generation * ATTEMPTS_PER_GENERATION + activity.info().attempt,
+            attempt=job.turn * ATTEMPTS_PER_TURN + activity.info().attempt,
             final=job.final,
             lease_ms=round(job.heartbeat_s * 1000),
         )
@@ -62,6 +65,14 @@ class Activities:
         else:
             failure = endings.WORKER_LOST if job.failure is None else msgspec.convert(job.failure, Failure)
             await self._ender.fail(job.run_id, failure)
+
+    @activity.defn(name=SAY)
+    async def say(self, job: SayInput) -> None:
+        """Say an event in the run's log; harmless when the run has ended meanwhile."""
+        try:
+            await self._herald.say(job.run_id, EventType(job.type), job.payload, once=job.once, state=RunState(job.state))
+        except (LogClosed, LogMissing):
+            activity.logger.info("a run had ended before %s could be said", job.type)
 
 
 def _heartbeat() -> Callable[[], None]:

@@ -6,7 +6,7 @@ Nothing a model says passes through here: activities append to the log directly,
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -24,9 +24,12 @@ with workflow.unsafe.imports_passed_through():
 WORKFLOW = "HeadgateRun"
 RUN_AGENT = "run_agent"
 END_RUN = "end_run"
+SAY = "say"
 
-ATTEMPTS_PER_GENERATION = 1000
-"""Attempts of the workflow started by the janitor outrank all attempts of one that was lost."""
+ATTEMPTS_PER_TURN = 1000
+TURNS_PER_GENERATION = 1000
+"""An agent that was paused and goes on takes another turn; a workflow that the janitor starts anew is another generation. Later
+ones outrank all attempts of earlier ones."""
 
 
 @dataclass
@@ -45,7 +48,26 @@ class AgentInput:
     step: dict[str, Any]
     final: bool
     heartbeat_s: float
-    generation: int
+    turn: int
+
+
+@dataclass
+class SayInput:
+    """An event that the workflow says, under a name that makes saying it twice harmless."""
+
+    run_id: str
+    type: str
+    payload: dict[str, Any]
+    once: str
+    state: str
+
+
+@dataclass
+class PauseInput:
+    """Who asked to pause or to resume, and why."""
+
+    reason: str | None
+    by: str | None
 
 
 @dataclass
@@ -58,17 +80,46 @@ class EndInput:
     reason: str | None = None
 
 
+class Gate:
+    """Whether the run is to stand still, as its signals say."""
+
+    def __init__(self) -> None:
+        self.pause: PauseInput | None = None
+        self.resumed: PauseInput | None = None
+        self.count = 0
+
+
 class TemporalSteps:
     """`StepContext` of a run inside its workflow."""
 
-    def __init__(self, job: RunInput) -> None:
+    def __init__(self, job: RunInput, gate: Gate) -> None:
         self._job = job
+        self._gate = gate
+        self._turn = job.generation * TURNS_PER_GENERATION
+
+    async def checkpoint(self, step: str) -> None:
+        gate = self._gate
+        if gate.pause is None:
+            return
+        name = str(gate.count)
+        await self._say("WORKFLOW_PAUSED", {"checkpoint": step, **asdict(gate.pause)}, f"paused-{name}", RunState.PAUSED)
+        await workflow.wait_condition(lambda: gate.pause is None)
+        resumed = asdict(gate.resumed) if gate.resumed else {}
+        await self._say("WORKFLOW_RESUMED", resumed, f"resumed-{name}", RunState.RUNNING)
+
+    async def _say(self, event_type: str, payload: dict[str, Any], once: str, state: RunState) -> None:
+        await workflow.execute_activity(
+            SAY,
+            SayInput(self._job.run_id, event_type, payload, once, state.value),
+            start_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
+        )
 
     async def run_agent(self, agent: Agent, *, final: bool) -> StepResult:
         job = self._job
         result = await workflow.execute_activity(
             RUN_AGENT,
-            AgentInput(job.run_id, agent.model_dump(mode="json"), final, job.heartbeat_s, job.generation),
+            AgentInput(job.run_id, agent.model_dump(mode="json"), final, job.heartbeat_s, self._turn),
             result_type=dict,
             start_to_close_timeout=timedelta(seconds=agent.timeout_s + 60),
             schedule_to_close_timeout=timedelta(seconds=agent.timeout_s * 2 + 120),
@@ -80,15 +131,29 @@ class TemporalSteps:
                 maximum_attempts=agent.attempts,
             ),
         )
+        self._turn += 1
         return msgspec.convert(result, StepResult)
 
 
 @workflow.defn(name=WORKFLOW)
 class RunWorkflow:
+    def __init__(self) -> None:
+        self._gate = Gate()
+
+    @workflow.signal
+    def pause(self, reason: str | None, by: str | None) -> None:
+        self._gate.pause = PauseInput(reason, by)
+        self._gate.count += 1
+
+    @workflow.signal
+    def resume(self, reason: str | None, by: str | None) -> None:
+        self._gate.pause = None
+        self._gate.resumed = PauseInput(reason, by)
+
     @workflow.run
     async def run(self, job: RunInput) -> dict[str, Any]:
         try:
-            result = await interpret(Plan.model_validate(job.plan), TemporalSteps(job))
+            result = await interpret(Plan.model_validate(job.plan), TemporalSteps(job, self._gate))
         except (asyncio.CancelledError, ActivityError) as error:
             result = self._broken_off(error)
         if not result.ended:

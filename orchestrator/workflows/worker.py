@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -18,9 +18,11 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from orchestrator.errors import Unavailable
+from orchestrator.engine import TimelineEvent
+from orchestrator.errors import RunConflict, Unavailable
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.run_workflow import WORKFLOW, RunInput, RunWorkflow
+from orchestrator.workflows.timeline import timeline
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +130,25 @@ class Temporal:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable(retry_after_s=2.0) from error
+
+    async def signal(self, run_id: str, name: str, args: Sequence[Any]) -> None:
+        """Signal the run's workflow. Raises TemporalUnavailable; RunConflict if it is closed or unknown."""
+        try:
+            await self._connected().get_workflow_handle(run_id).signal(name, args=args, rpc_timeout=self._timeout)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise RunConflict("The run's workflow has ended.", code="run_ended") from error
+            raise TemporalUnavailable(retry_after_s=2.0) from error
+
+    async def timeline(self, run_id: str, *, full: bool) -> Sequence[TimelineEvent]:
+        """What Temporal did for the run, in words. Empty if it knows nothing of it. Raises TemporalUnavailable."""
+        try:
+            history = await self._connected().get_workflow_handle(run_id).fetch_history(rpc_timeout=self._timeout)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return ()
+            raise TemporalUnavailable(retry_after_s=2.0) from error
+        return timeline(history.events, full=full)
 
     async def execution(self, run_id: str) -> Execution:
         """What became of the run's workflow. Raises TemporalUnavailable."""

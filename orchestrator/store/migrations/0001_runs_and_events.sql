@@ -12,6 +12,7 @@ CREATE TABLE runs (
     durable          boolean NOT NULL,
     state            text NOT NULL,
     session_id       text,
+    query            text,
     options          json NOT NULL,
     metadata         json,
     created_ms       bigint NOT NULL,
@@ -46,3 +47,14 @@ CREATE TABLE events (
     body   bytea NOT NULL,
     PRIMARY KEY (run_id, seq)
 );
+
+-- What is known of a session beyond its runs. Runs that are not younger than `deleted_ms` are not listed.
+CREATE TABLE sessions (
+    tenant     text NOT NULL,
+    id         text NOT NULL,
+    title      text,
+    deleted_ms bigint NOT NULL DEFAULT -1,
+    PRIMARY KEY (tenant, id)
+);
+
+CREATE INDEX runs_of_session ON runs (tenant, session_id, created_ms) WHERE session_id IS NOT NULL;

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,27 +20,17 @@ from gateway.observe.metrics import GatewayMetrics
 from gateway.settings import Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import listening
-from orchestrator.agents.desk import Desk
-from orchestrator.catalog import Catalog, ModelEntry
+from orchestrator import assembly
+from orchestrator.catalog import ModelEntry
 from orchestrator.clock import SystemClock
-from orchestrator.ender import Ender
 from orchestrator.engine import Engine
-from orchestrator.events import Entry
-from orchestrator.inline import InlineRuns
-from orchestrator.local import LocalEngine
 from orchestrator.metrics import NoMetrics
-from orchestrator.runs import Run
-from orchestrator.store.postgres import Record
-from orchestrator.streamlog.archive import Archive
-from orchestrator.streamlog.fanout import Fanout
-from orchestrator.streamlog.log import RunCursor
+from orchestrator.store.memory import MemoryRuns
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
-from orchestrator.upstreams.routing import Router
+from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
-from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.witness import Witness
-from orchestrator.workflows.activities import Activities
-from orchestrator.workflows.worker import Temporal, TemporalAddress
+from orchestrator.workflows.worker import TemporalAddress
 
 
 @dataclass
@@ -135,26 +125,6 @@ async def serve() -> AsyncIterator[Serve]:
         yield start
 
 
-class NoStore:
-    """An archive that has nothing and takes nothing."""
-
-    async def ping(self) -> None: ...
-
-    async def write(self, records: Sequence[Record]) -> None: ...
-
-    async def run(self, run_id: str) -> Run | None:
-        return None
-
-    async def runs(self, tenant: str, before: RunCursor | None, limit: int) -> list[Run]:
-        return []
-
-    async def entries(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
-        return []
-
-    async def find(self, run_id: str, seq: int) -> Entry | None:
-        return None
-
-
 @pytest.fixture
 def witness() -> Witness:
     """The upstream's word for what was asked of it, and whether its calls were closed."""
@@ -164,47 +134,34 @@ def witness() -> Witness:
 @pytest.fixture
 async def engine(witness: Witness) -> AsyncIterator[Engine]:
     """The real engine over the memory log, with a scripted upstream and without Temporal."""
-    metrics, clock = NoMetrics(), SystemClock()
-    log = MemoryLog(MemoryStore(clock.time))
-    archive = Archive(log, NoStore(), "test")
-    fanout = Fanout(log, archive)
-    ender = Ender(log, metrics, clock)
-    upstreams = {"demo": ScriptedUpstream("demo", witness=witness)}
-    desk = Desk(log=log, fanout=fanout, router=Router(upstreams), tokens=Tokenizer(), metrics=metrics, clock=clock)
-    temporal = Temporal(
-        TemporalAddress("127.0.0.1:1"),
-        Activities(log, desk, ender),
-        task_queue="test",
-        heartbeat_s=5.0,
-        max_agents=10,
-        drain_s=0.0,
-    )
-    inline = InlineRuns(desk, ender, lease_ms=5_000)
+    clock = SystemClock()
     agent = {"upstream": "demo"}
     entries = {
         "headgate-demo": {"plan": {"agent": agent}, "durability": "none"},
         "durable": {"plan": {"agent": agent}},
         "patient": {"plan": {"agent": agent}, "durability": "none", "on_disconnect": "continue"},
     }
-    engine = LocalEngine(
-        log=log,
-        fanout=fanout,
-        archive=archive,
-        catalog=Catalog({name: ModelEntry.model_validate(entry) for name, entry in entries.items()}),
-        upstreams=upstreams,
-        desk=desk,
-        inline=inline,
-        temporal=temporal,
-        ender=ender,
-        metrics=metrics,
-        clock=clock,
-        random_bytes=secrets.token_bytes,
+    config = assembly.Configuration(
+        data_dir=Path("unused"),
+        redis=None,
+        temporal=None,
+        postgres=None,
+        upstreams={"demo": ScriptedConfig(kind="scripted")},
+        models={name: ModelEntry.model_validate(entry) for name, entry in entries.items()},
+        drain_s=0.0,
     )
-    async with desk.ticking():
+    parts = assembly.Parts(
+        log=MemoryLog(MemoryStore(clock.time)),
+        store=MemoryRuns(),
+        upstreams={"demo": ScriptedUpstream("demo", witness=witness)},
+        temporal=TemporalAddress("127.0.0.1:1"),
+        metrics=NoMetrics(),
+        clock=clock,
+        owner="test",
+        temporal_wait_s=0.0,
+    )
+    async with assembly.engine(config, parts) as engine:
         yield engine
-        await engine.close()
-        await inline.close()
-    await fanout.close()
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,8 @@ import asyncpg
 import pytest
 
 from orchestrator.events import Entry, Event, encode
-from orchestrator.runs import ChatOptions, Run, RunState
+from orchestrator.runs import ALL_RUNS, ChatOptions, Run, RunFilter, RunState
 from orchestrator.store.postgres import Postgres, Record, StoreRefused, StoreUnavailable
-from orchestrator.streamlog.log import RunCursor
 
 if TYPE_CHECKING:
     from tests.orchestrator.store.conftest import Wire
@@ -101,19 +100,40 @@ async def test_replicas_that_write_the_same_runs_at_once_do_not_disturb_each_oth
     records = [make_record(make_run(number)) for number in range(60)]
     async with Postgres(database) as one, Postgres(database) as two:
         await asyncio.gather(*(store.write(part) for store in (one, two) for part in (records, records[::-1], records)))
-        assert len(await one.runs("acme", None, 100)) == 60
+        assert (await one.runs("acme", ALL_RUNS, offset=0, limit=100))[1] == 60
 
 
 async def test_a_tenants_runs_are_paged_newest_first_with_ties(postgres: Postgres) -> None:
     runs = [make_run(number, created_ms=1000 + number // 3) for number in range(10)]
     await postgres.write([make_record(run) for run in runs] + [make_record(make_run(99, tenant="other"))])
 
-    pages: list[list[Run]] = []
-    before: RunCursor | None = None
-    while page := await postgres.runs("acme", before, 4):
-        pages.append(page)
-        before = RunCursor(page[-1].created_ms, page[-1].id)
-    assert pages == [runs[:5:-1], runs[5:1:-1], runs[1::-1]]
+    pages = [await postgres.runs("acme", ALL_RUNS, offset=offset, limit=4) for offset in (0, 4, 8, 12)]
+    assert pages == [(runs[:5:-1], 10), (runs[5:1:-1], 10), (runs[1::-1], 10), ([], 10)]
+    without = [run.id for run in runs[2:]]
+    assert await postgres.runs("acme", ALL_RUNS, offset=0, limit=4, without=without) == (runs[1::-1], 2)
+
+
+async def test_runs_of_a_session_and_in_a_state(postgres: Postgres) -> None:
+    failed = make_run(2, session_id="s", state=RunState.FAILED)
+    runs = [make_run(1, session_id="s"), failed, make_run(3)]
+    await postgres.write([make_record(run) for run in runs])
+    assert await postgres.runs("acme", RunFilter(session_id="s"), offset=0, limit=10) == (runs[1::-1], 2)
+    assert await postgres.runs("acme", RunFilter("s", RunState.FAILED), offset=0, limit=10) == ([failed], 1)
+
+
+async def test_a_deleted_session_is_forgotten_with_its_runs_until_it_is_used_again(postgres: Postgres) -> None:
+    old, new = make_run(1, session_id="s", created_ms=1000), make_run(2, session_id="s", created_ms=3000)
+    await postgres.write([make_record(old)])
+    await postgres.title_session("acme", "s", "About trees")
+    (session,) = await postgres.sessions("acme", limit=10)
+    assert (session.id, session.title, session.runs, session.created_ms) == ("s", "About trees", 1, 1000)
+    await postgres.delete_session("acme", "s", 2000)
+    assert await postgres.sessions("acme", limit=10) == []
+    assert await postgres.runs("acme", ALL_RUNS, offset=0, limit=10) == ([], 0)
+    await postgres.write([make_record(new)])
+    (session,) = await postgres.sessions("acme", session_id="s", limit=1)
+    assert (session.title, session.runs) == (None, 1)
+    assert await postgres.runs("acme", ALL_RUNS, offset=0, limit=10) == ([new], 1)
 
 
 async def test_text_that_postgresql_cannot_hold_does_not_stop_a_batch(postgres: Postgres) -> None:
@@ -162,7 +182,7 @@ async def test_a_database_that_comes_later_is_taken_up(wire: Wire) -> None:
             await postgres.ping()
         await wire.mend()
         await reached(postgres)
-        assert await postgres.runs("acme", None, 1) == []
+        assert await postgres.runs("acme", ALL_RUNS, offset=0, limit=1) == ([], 0)
 
 
 async def test_a_database_that_stops_answering_costs_the_bound_and_no_more(wire: Wire) -> None:

@@ -22,7 +22,6 @@ from orchestrator.streamlog.log import (
     LogExists,
     LogMissing,
     LogRefused,
-    RunCursor,
     Tail,
 )
 
@@ -396,31 +395,27 @@ class TestReading:
 
 
 class TestManyRuns:
-    async def test_a_tenants_runs_newest_first(self, world: Any, ask: RunRequest) -> None:
+    async def test_a_tenants_unarchived_runs_newest_first(self, world: Any, body: Body, ask: RunRequest) -> None:
         log = (await world.process()).log
-        times = (1_700_000_000_000, 1_700_000_000_001, 1_700_000_000_001, 1_700_000_000_001, 1_700_000_000_002)
+        times = (1_700_000_000_000, 1_700_000_000_001, 1_700_000_000_001, 1_700_000_000_002)
         runs = [world.run(created_ms=ms) for ms in times]
         for run in (*runs, world.run(tenant="other"), world.run(tenant="acme:other")):
             await log.open(run, ask, [])
-        newest = runs[::-1]
-        assert await log.runs("acme", None, 10) == newest
-        for size in (1, 2, 3):
-            listed: list[Run] = []
-            cursor = None
-            while page := await log.runs("acme", cursor, size):
-                listed += page
-                cursor = RunCursor(page[-1].created_ms, page[-1].id)
-            assert listed == newest
-        assert await log.runs("nobody", None, 10) == []
+        assert await log.unarchived_runs("acme") == runs[::-1]
+        await log.append(runs[0].id, "w", 1, 1, [body(1)], state=RunState.COMPLETED, ends=True)
+        assert [run.id for run in await log.unarchived_runs("acme")] == [run.id for run in runs[::-1]]
+        await log.archived([runs[0].id])
+        assert await log.unarchived_runs("acme") == runs[:0:-1]
+        assert await log.unarchived_runs("nobody") == []
 
-    async def test_more_runs_at_one_time_than_fit_a_page(self, world: Any, ask: RunRequest) -> None:
+    async def test_what_runs_wait_for_is_remembered_until_it_is_forgotten(self, world: Any) -> None:
         log = (await world.process()).log
-        runs = [world.run() for _ in range(300)]
-        for run in runs:
-            await log.open(run, ask, [])
-        middle = runs[30]
-        assert await log.runs("acme", None, 1000) == runs[::-1]
-        assert await log.runs("acme", RunCursor(middle.created_ms, middle.id), 1000) == runs[:30][::-1]
+        await log.approve("acme", "run", "one", b"1")
+        await log.approve("acme", "run", "two", b"2")
+        await log.approve("other", "run", "one", b"3")
+        assert sorted(await log.approvals("acme")) == [b"1", b"2"]
+        await log.approve("acme", "run", "one", None)
+        assert await log.approvals("acme") == [b"2"]
 
     async def test_an_expired_log_is_gone(self, world: Any, body: Body, ask: RunRequest) -> None:
         retention_ms = world.fast_ms * 4
@@ -428,11 +423,11 @@ class TestManyRuns:
         run = world.run()
         await log.open(run, ask, [body(1)])
         await log.append(run.id, "w", 1, 1, [body(2)])
-        assert await log.runs("acme", None, 10) == [run]
+        assert await log.unarchived_runs("acme") == [run]
         await world.pass_ms(retention_ms)
         assert await log.tail(run.id) is None
         assert await log.request(run.id) is None
-        assert await log.runs("acme", None, 10) == []
+        assert await log.unarchived_runs("acme") == []
         assert await log.active() == [run.id]
         await log.settle(run.id)
         assert (await log.active(), await log.unarchived(10)) == ([], [])

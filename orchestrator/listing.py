@@ -1,0 +1,178 @@
+"""Looking at runs: one with its result, many, their events, and the sessions that group them.
+
+What is unfinished or ended a moment ago is read from the log, everything else from the archive; the two are told apart by the
+log's own list of what is not archived, so nothing is missing and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import reduce
+from typing import Any
+
+import msgspec
+
+from orchestrator.clock import Clock
+from orchestrator.endings import outcome
+from orchestrator.engine import Details, History, Listing, Session
+from orchestrator.errors import RunNotFound, SessionNotFound
+from orchestrator.events import ENDINGS, Entry, Event, EventType
+from orchestrator.runs import Principal, Run, RunFilter, is_run_id
+from orchestrator.store.store import Store
+from orchestrator.streamlog.log import Log
+from orchestrator.upstreams.upstream import Usage
+
+_PAGE = 1000
+_MOST_LOOKED_AT = 20 * _PAGE
+"""Entries that one request for filtered history looks at; it then tells where to go on."""
+
+
+class Records:
+    """What was and what is, of one tenant's runs at a time."""
+
+    def __init__(self, log: Log, store: Store, clock: Clock) -> None:
+        self._log = log
+        self._store = store
+        self._clock = clock
+
+    async def run(self, principal: Principal, run_id: str) -> Run:
+        """Raises RunNotFound for what is missing, foreign, or cannot be a run's id."""
+        run = None
+        if is_run_id(run_id):
+            run = await self._log.run(run_id) or await self._store.run(run_id)
+        if run is None or run.tenant != principal.tenant:
+            raise RunNotFound
+        return run
+
+    async def details(self, principal: Principal, run_id: str) -> Details:
+        run = await self.run(principal, run_id)
+        events = [entry.event for entry in await self.kept(run_id)]
+        ending = next((event for event in reversed(events) if event.type in ENDINGS), None)
+        if ending is None:
+            return Details(run, usage=_usage(events))
+        payload, found = ending.payload or {}, outcome(ending)
+        return Details(
+            run=run,
+            result=payload.get("result"),
+            usage=_usage(events),
+            failure=None if found is None else found.failure,
+            reason=None if found is None else found.reason,
+        )
+
+    async def kept(self, run_id: str) -> list[Entry]:
+        """All of a run's entries but deltas, from the log or from the archive."""
+        entries: list[Entry] = []
+        while page := await self._log.kept(run_id, len(entries), _PAGE):
+            entries += page
+        if entries:
+            return entries
+        while page := await self._store.entries(run_id, entries[-1].seq if entries else 0, _PAGE):
+            entries += page
+        return entries
+
+    async def page(self, principal: Principal, which: RunFilter, offset: int, limit: int) -> Listing:
+        recent = await self._unarchived(principal.tenant)
+        known = [run.id for run in recent]
+        shown = [run for run in recent if which.lets_through(run)]
+        mine = shown[offset : offset + limit]
+        archived, total = await self._store.runs(
+            principal.tenant,
+            which,
+            offset=max(0, offset - len(shown)),
+            limit=limit - len(mine),
+            without=known,
+        )
+        return Listing(mine + archived, len(shown) + total)
+
+    async def history(self, principal: Principal, run_id: str, after_seq: int, limit: int, types: Collection[str]) -> History:
+        await self.run(principal, run_id)
+        found: list[Entry] = []
+        looked_at = 0
+        while len(found) < limit and looked_at < _MOST_LOOKED_AT:
+            page = await self._page(run_id, after_seq, _PAGE if types else limit)
+            for entry in page:
+                after_seq = entry.seq
+                looked_at += 1
+                if not types or entry.event.type in types:
+                    found.append(entry)
+                    if len(found) == limit:
+                        break
+            if not page or (page[-1].is_end and after_seq == page[-1].seq):
+                return History(found, after_seq, complete=bool(page) or await self._closed(run_id))
+        return History(found, after_seq, complete=False)
+
+    # -- sessions --------------------------------------------------------------------------------------------------------
+
+    async def sessions(self, principal: Principal, offset: int, limit: int) -> Sequence[Session]:
+        return (await self._sessions(principal.tenant, None, offset + limit))[offset : offset + limit]
+
+    async def session(self, principal: Principal, session_id: str) -> Session:
+        found = await self._sessions(principal.tenant, session_id, 1)
+        if not found:
+            raise SessionNotFound
+        return found[0]
+
+    async def title_session(self, principal: Principal, session_id: str, title: str) -> Session:
+        session = await self.session(principal, session_id)
+        await self._store.title_session(principal.tenant, session_id, title)
+        return msgspec.structs.replace(session, title=title)
+
+    async def delete_session(self, principal: Principal, session_id: str) -> None:
+        await self.session(principal, session_id)
+        await self._store.delete_session(principal.tenant, session_id, int(self._clock.time() * 1000))
+
+    async def _sessions(self, tenant: str, session_id: str | None, limit: int) -> list[Session]:
+        """The latest used first, as the archived and the other runs tell together."""
+        recent = await self._unarchived(tenant)
+        mine = [run for run in recent if run.session_id is not None and session_id in (None, run.session_id)]
+        ids = sorted({str(run.session_id) for run in mine})
+        rows = await self._store.sessions(
+            tenant, session_id=session_id, limit=limit + len(ids), without=[run.id for run in recent]
+        )
+        sessions = {row.id: Session(**msgspec.structs.asdict(row)) for row in rows}
+        known = await self._store.known_sessions(tenant, ids) if ids else {}
+        for run in mine:
+            name = str(run.session_id)
+            title = known[name].title if name in known else None
+            before = sessions.get(name) or Session(name, 0, run.created_ms, run.created_ms, title)
+            sessions[name] = msgspec.structs.replace(
+                before,
+                runs=before.runs + 1,
+                created_ms=min(before.created_ms, run.created_ms),
+                updated_ms=max(before.updated_ms, run.ended_ms or run.created_ms),
+            )
+        return sorted(sessions.values(), key=lambda each: (-each.updated_ms, each.id))[:limit]
+
+    async def _unarchived(self, tenant: str) -> list[Run]:
+        """Without the runs of sessions that were deleted since."""
+        runs = await self._log.unarchived_runs(tenant)
+        ids = sorted({run.session_id for run in runs if run.session_id is not None})
+        known = await self._store.known_sessions(tenant, ids) if ids else {}
+        return [
+            run
+            for run in runs
+            if run.session_id is None or run.session_id not in known or run.created_ms > known[run.session_id].deleted_ms
+        ]
+
+    async def _page(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
+        return await self._log.read(run_id, after_seq, limit) or await self._store_page(run_id, after_seq, limit)
+
+    async def _store_page(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
+        """The archive's, if the log has expired; not when the log merely has nothing more."""
+        if await self._log.tail(run_id) is not None:
+            return []
+        return await self._store.entries(run_id, after_seq, limit)
+
+    async def _closed(self, run_id: str) -> bool:
+        tail = await self._log.tail(run_id)
+        return tail is None or tail.closed
+
+
+def _usage(events: Sequence[Event]) -> Usage | None:
+    """The sum over a run's calls."""
+    reported: list[dict[str, Any]] = [
+        event.payload["usage"]
+        for event in events
+        if event.type == EventType.LLM_OUTPUT and event.payload and "usage" in event.payload
+    ]
+    return reduce(Usage.plus, (msgspec.convert(usage, Usage) for usage in reported)) if reported else None

@@ -1,0 +1,118 @@
+"""Events from outside: what a user's own worker may put into a run's log, checked before it gets there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from orchestrator.clock import Clock
+from orchestrator.control import Control
+from orchestrator.engine import Publication, Published, PublishedEvent
+from orchestrator.errors import InvalidRequest
+from orchestrator.events import ENDINGS, Event, EventType, encode, timestamp
+from orchestrator.runs import Run, RunState
+from orchestrator.streamlog.log import Log, Position
+
+MAX_EVENTS = 1000
+"""Events in one publication."""
+
+MAX_EVENT_BYTES = 1024 * 1024
+
+_UNSTORED = frozenset({"HEARTBEAT", "PING"})
+_REFUSED = frozenset({EventType.STREAM_GAP, EventType.STREAM_END, EventType.WORKFLOW_STARTED})
+_OWN_TYPE = re.compile(r"X_[A-Z0-9_]{1,62}")
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_STATES = {
+    EventType.WORKFLOW_COMPLETED: RunState.COMPLETED,
+    EventType.WORKFLOW_FAILED: RunState.FAILED,
+    EventType.WORKFLOW_CANCELLED: RunState.CANCELLED,
+}
+
+
+class Publishing:
+    def __init__(self, log: Log, control: Control, clock: Clock) -> None:
+        self._log = log
+        self._control = control
+        self._clock = clock
+
+    async def publish(self, run: Run, publication: Publication) -> Published:
+        """Raises InvalidRequest, and what the log refuses it with."""
+        _check(publication)
+        now = timestamp(int(self._clock.time() * 1000))
+        stored = [event for event in publication.events if event.type not in _UNSTORED]
+        events = [_event(event, now) for event in stored]
+        state = next((_STATES[EventType(event.type)] for event in events if event.type in ENDINGS), RunState.RUNNING)
+        if state.ended:
+            events.append(Event(EventType.STREAM_END, now))
+        appended = await self._log.append(
+            run.id,
+            f"from:{publication.writer}",
+            publication.attempt,
+            publication.producer_seq,
+            [_encoded(event) for event in events],
+            events=events,
+            state=state,
+            ends=state.ended,
+        )
+        for event in events:
+            if event.type == EventType.APPROVAL_REQUESTED and not appended.repeated:
+                await self._control.requested(run, event.payload or {}, event.timestamp)
+        return Published(_positions(publication.events, appended.first_seq, appended.ms), appended.repeated)
+
+
+def _check(publication: Publication) -> None:
+    if not _NAME.fullmatch(publication.writer):
+        raise InvalidRequest("A writer's name is 1 to 128 letters, digits and . _ : / -", param="writer")
+    if publication.attempt < 1 or publication.producer_seq < 1:
+        raise InvalidRequest("attempt and producer_seq count from 1.", param="producer_seq")
+    if not 0 < len(publication.events) <= MAX_EVENTS:
+        raise InvalidRequest(f"A publication has 1 to {MAX_EVENTS} events.", param="events")
+    for place, event in enumerate(publication.events):
+        _check_event(event, f"events[{place}]", last=place == len(publication.events) - 1)
+
+
+def _check_event(event: PublishedEvent, place: str, *, last: bool) -> None:
+    known = event.type in _UNSTORED or event.type in EventType.__members__ or _OWN_TYPE.fullmatch(event.type)
+    if not known or event.type in _REFUSED:
+        raise InvalidRequest(
+            f"The type {event.type[:80]!r} cannot be published. Use one of the documented types, or your own with the prefix X_.",
+            param=f"{place}.type",
+        )
+    if event.type in ENDINGS and not last:
+        raise InvalidRequest("Nothing can follow an ending.", param=f"{place}.type")
+    if event.timestamp is not None and not _RFC3339.fullmatch(event.timestamp):
+        raise InvalidRequest("A timestamp is RFC 3339, such as 2026-01-31T12:00:00.000Z.", param=f"{place}.timestamp")
+    payload = event.payload or {}
+    if event.type == EventType.APPROVAL_REQUESTED and not isinstance(payload.get("approval_id"), str):
+        raise InvalidRequest("An approval needs an approval_id.", param=f"{place}.payload.approval_id")
+    if event.type == EventType.WORKFLOW_FAILED and not isinstance(payload.get("error"), dict):
+        raise InvalidRequest("A failure needs an error with code and message.", param=f"{place}.payload.error")
+
+
+def _event(event: PublishedEvent, now: str) -> Event:
+    return Event(event.type, event.timestamp or now, event.agent_id, event.message, event.payload)
+
+
+def _encoded(event: Event) -> bytes:
+    try:
+        body = encode(event)
+    except (msgspec.MsgspecError, TypeError, ValueError, UnicodeEncodeError) as error:
+        raise InvalidRequest(f"An event of type {event.type} is not JSON.", param="events") from error
+    if len(body) > MAX_EVENT_BYTES:
+        raise InvalidRequest(f"An event is larger than {MAX_EVENT_BYTES} bytes.", param="events")
+    return body
+
+
+def _positions(events: Sequence[PublishedEvent], first_seq: int, ms: int) -> list[Position | None]:
+    positions: list[Position | None] = []
+    seq = first_seq
+    for event in events:
+        if event.type in _UNSTORED:
+            positions.append(None)
+        else:
+            positions.append(Position(seq, ms))
+            seq += 1
+    return positions
