@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from orchestrator import endings
-from orchestrator.agents.history import Past
+from orchestrator.agents.history import Past, asked_to_stop
 from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.agents.splice import Reset, Splice
 from orchestrator.agents.transcript import Transcript, payload_of
@@ -26,7 +26,7 @@ from orchestrator.events import Event, EventType, Timestamps
 from orchestrator.metrics import Metrics
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
-from orchestrator.streamlog.log import Log, LogUnavailable
+from orchestrator.streamlog.log import Fenced, Log, LogUnavailable
 from orchestrator.streamlog.writer import EventWriter
 from orchestrator.upstreams.routing import FailedTry, Router
 from orchestrator.upstreams.tokens import Tokenizer
@@ -57,6 +57,7 @@ class Agent:
         self._job = job
         self._cancelled = cancelled
         self._ending = False
+        self._renewed_at = 0.0
         self._log = log
         self._router = router
         self._tokens = tokens
@@ -268,6 +269,8 @@ class Agent:
     async def _stopped(self, stop: Stop) -> StepResult:
         match stop.kind:
             case "cancelled":
+                if stop.reason is None and stop.by is None:
+                    stop = await self._as_asked(stop)
                 if self._call is not None:
                     await self._say_output(self._call, aborted=True, final=True)
                 if self._job.final:
@@ -297,9 +300,33 @@ class Agent:
         return None if self._usage is None else msgspec.to_builtins(self._usage)
 
     async def _end(self, ending: Sequence[Event], state: RunState) -> None:
+        """Write the run's ending. It is decided now: whoever wants another one comes too late, so that there is only one."""
         self._ending = True
-        await self._writer.end(ending, state)
+        writing = self._writer.end(ending, state)
+        while True:
+            try:
+                await writing
+                break
+            except asyncio.CancelledError:
+                if not self._comes_too_late():
+                    raise
+                writing = self._writer.flush()
         self._metrics.run_ended(state, self._clock.time() - self._job.run.created_ms / 1000)
+
+    async def _as_asked(self, stop: Stop) -> Stop:
+        """The words in which it was asked for; who passes a cancellation on may not know them."""
+        try:
+            return await asked_to_stop(self._log, self._job.run.id) or stop
+        except LogUnavailable:
+            return stop
+
+    def _comes_too_late(self) -> bool:
+        self._stop = self._stop or self._cancelled()
+        if self._stop.kind in ("shutdown", "refused"):
+            return False
+        if self._task is not None:
+            self._task.uncancel()
+        return True
 
     async def _say_output(self, call: _Call, *, aborted: bool, final: bool = False) -> Usage:
         """`LLM_OUTPUT`: what one call brought. A call that is repeated reports its usage only, the text is said by the next."""
@@ -328,13 +355,19 @@ class Agent:
 
     # -- keeping the lease -----------------------------------------------------------------------------------------------
 
+    @property
+    def due(self) -> bool:
+        """Whether the lease needs renewing: a third of it has gone by since the log last heard of this attempt."""
+        silent_s = self._clock.time() - max(self._writer.appended_at, self._renewed_at)
+        return self._task is not None and not self._ending and silent_s >= self._job.lease_ms / 3000
+
     async def renew(self) -> None:
         """Keep the writer while the upstream is silent; also how an attempt learns that it was replaced or its log is gone."""
         job = self._job
-        if self._ending or self._clock.time() - self._writer.appended_at < job.lease_ms / 4000:
-            return
+        now = self._clock.time()
         try:
             await self._log.claim(job.run.id, job.writer, job.attempt, job.lease_ms)
+            self._renewed_at = now
         except LogUnavailable as error:
             _log.warning("renewing a lease failed: %s", error)
         except LogRefused as error:
@@ -348,6 +381,8 @@ class Agent:
             _log.info("the lease was not released, it lapses by itself: %s", error)
 
     def _refused(self, error: HeadgateError) -> None:
+        if isinstance(error, Fenced):
+            self._metrics.fenced()
         self.stop(Stop("refused", error=error))
 
     def _emit(

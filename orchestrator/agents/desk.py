@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import ParamSpec, TypeVar
 
 from orchestrator.agents.agent import Agent
-from orchestrator.agents.history import Past, ended, past
+from orchestrator.agents.history import Past, asked_to_stop, ended, past
 from orchestrator.agents.job import Job, Stop
 from orchestrator.agents.transcript import Transcript
 from orchestrator.clock import Clock
@@ -29,6 +30,9 @@ from orchestrator.upstreams.tokens import Tokenizer
 _log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+
+_Args = ParamSpec("_Args")
+_Answer = TypeVar("_Answer")
 
 Beat = Callable[[], None]
 
@@ -70,26 +74,26 @@ class Desk:
         A run that has ended meanwhile, or whose log is gone, gives the result it has. Raises LogRefused when the log refused to
         go on, Interrupted on shutdown.
         """
+        if job.run.state.ended:
+            return await self._patiently(self._result, job.run.id)
+        agent = Agent(
+            job,
+            log=self._log,
+            router=self._router,
+            tokens=self._tokens,
+            metrics=self._metrics,
+            clock=self._clock,
+            timestamps=self._timestamps,
+            cancelled=cancelled,
+            buffer_bytes=self._buffer_bytes,
+        )
         try:
-            before = Past(Transcript())
-            if job.attempt > 1:
-                await self._take_over(job, beat)
-                before = await past(self._log, job.run.id, job.step.name)
-            agent = Agent(
-                job,
-                log=self._log,
-                router=self._router,
-                tokens=self._tokens,
-                metrics=self._metrics,
-                clock=self._clock,
-                timestamps=self._timestamps,
-                cancelled=cancelled,
-                buffer_bytes=self._buffer_bytes,
-            )
-            with self._registered(job.run.id, agent, beat), self._fanout.writing(job.run.id):
-                return await agent.run(before)
+            with self._registered(job.run.id, agent, beat):
+                before = await self._before(job, agent)
+                with self._fanout.writing(job.run.id):
+                    return await agent.run(before)
         except LogClosed:
-            return await self._result(job.run.id)
+            return await self._patiently(self._result, job.run.id)
         except LogMissing:
             return StepResult(RunState.FAILED, ended=True, failure=ENGINE_ERROR)
 
@@ -124,26 +128,47 @@ class Desk:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            try:
-                for beat in self._agents.values():
+            for beat in list(self._agents.values()):
+                try:
                     beat()
-                await asyncio.gather(*(agent.renew() for agent in list(self._agents)))
-            except Exception:  # noqa: BLE001 - the edge of a loop that all leases hang on
-                _log.exception("a tick failed; the next one comes")
+                except Exception:  # noqa: BLE001 - one owner's trouble must not let the leases of all the others lapse
+                    _log.exception("a beat failed; the next one comes")
+            due = [agent for agent in self._agents if agent.due]
+            for outcome in await asyncio.gather(*(agent.renew() for agent in due), return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    _log.error("renewing a lease failed; the next tick comes", exc_info=outcome)
 
-    async def _take_over(self, job: Job, beat: Beat) -> None:
+    async def _before(self, job: Job, agent: Agent) -> Past:
+        """What came before this attempt. The agent can be stopped by now; what was asked for earlier is in the log.
+
+        A run that is not durable begins where and when it is submitted, so nothing was.
+        """
+        if job.attempt == 1 and not job.run.durable:
+            return Past(Transcript())
+        if job.attempt > 1:
+            await self._take_over(job)
+        if (stop := await self._patiently(asked_to_stop, self._log, job.run.id)) is not None:
+            agent.stop(stop)
+        if job.attempt == 1:
+            return Past(Transcript())
+        return await self._patiently(past, self._log, job.run.id, job.step.name)
+
+    async def _take_over(self, job: Job) -> None:
         """Wait until the writer can be had: its lease has lapsed or was released. The wait is bounded by the lease."""
         while True:
-            try:
-                claim = await self._log.claim(job.run.id, job.writer, job.attempt, job.lease_ms)
-            except LogUnavailable:
-                await asyncio.sleep(TICK_S)
-                beat()
-                continue
+            claim = await self._patiently(self._log.claim, job.run.id, job.writer, job.attempt, job.lease_ms)
             if not claim.held_ms:
                 return
             await asyncio.sleep(min(claim.held_ms / 1000, TICK_S))
-            beat()
+
+    async def _patiently(self, ask: Callable[_Args, Awaitable[_Answer]], *args: _Args.args, **kwargs: _Args.kwargs) -> _Answer:
+        """The log's answer, however long it is away: an outage is no failure of the run."""
+        while True:
+            try:
+                return await ask(*args, **kwargs)
+            except LogUnavailable as error:
+                _log.warning("an attempt waits for the log: %s", error)
+                await asyncio.sleep(TICK_S)
 
     async def _result(self, run_id: str) -> StepResult:
         outcome = await ended(self._log, run_id)

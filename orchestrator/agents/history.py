@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.agents.job import Stop
 from orchestrator.agents.transcript import Transcript
 from orchestrator.endings import outcome
 from orchestrator.events import Event, EventType
@@ -46,6 +47,20 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
         usage=reduce(Usage.plus, (msgspec.convert(_payload(output)["usage"], Usage) for output in outputs)) if outputs else None,
         unreported=Transcript.of(lost),
     )
+
+
+async def asked_to_stop(log: Log, run_id: str) -> Stop | None:
+    """Whether somebody has asked for the run to be cancelled, and in which words. What is in the log cannot be lost."""
+    skip = 1  # what opened the run
+    while entries := await log.kept(run_id, skip, _PAGE):
+        for entry in entries:
+            if entry.event.type == EventType.WORKFLOW_CANCELLING:
+                asked = _payload(entry.event)
+                return Stop("cancelled", asked.get("reason"), asked.get("by"))
+        if len(entries) < _PAGE:
+            break
+        skip += len(entries)
+    return None
 
 
 async def ended(log: Log, run_id: str) -> Outcome | None:

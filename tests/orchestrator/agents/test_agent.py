@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from orchestrator.agents.job import Interrupted, Stop
-from orchestrator.events import EventType
+from orchestrator.events import Event, EventType, encode
 from orchestrator.runs import RunState
-from orchestrator.streamlog.log import Fenced, Position
+from orchestrator.streamlog.log import Fenced, LogUnavailable, Position
 from tests.orchestrator.agents.world import WAIT_S, World, said, types
 
 
@@ -82,6 +83,102 @@ async def test_a_regenerated_answer_that_differs_unsays_the_old_one(world: World
     reset = next(event for event in events if event.type == EventType.OUTPUT_RESET)
     assert reset.payload is not None
     assert reset.payload["offset"] == len("one t")
+
+
+async def test_a_cancel_while_the_ending_is_being_written_comes_too_late(world: World) -> None:
+    """Two endings in one log: the answer was complete and its ending queued behind an append in flight, when a client left. The
+    cancelled ending was queued after the other, and one append took both."""
+    job = await world.job('say "one "; wait 1ms; say "two"')
+    arrived, let = asyncio.Event(), asyncio.Event()
+
+    async def gate(operation: str, point: str) -> None:
+        if (operation, point) == ("append", "sent"):
+            arrived.set()
+            await let.wait()
+
+    world.store.checkpoint = gate
+    work = asyncio.create_task(world.work(job))
+    await arrived.wait()
+    call = await world.upstream.witness.nth(0)
+    await call.closed.wait()
+    while not any(agent._ending for agent in world.desk._agents):  # noqa: ASYNC110 - nothing else tells that it is queued
+        await asyncio.sleep(0)
+    assert world.desk.stop(job.run.id, Stop("cancelled", "too late", "key"))
+    work.cancel()
+    await asyncio.sleep(0)
+    let.set()
+    result = await work
+    assert (result.state, result.ended) == (RunState.COMPLETED, True)
+    assert types(await world.events(job.run.id))[-3:] == ["AGENT_COMPLETED", "WORKFLOW_COMPLETED", "STREAM_END"]
+
+
+async def test_what_was_asked_before_a_durable_run_began_is_in_the_log(world: World) -> None:
+    """Temporal was away when the run was cancelled, and the worker that had it is gone: nobody but the log remembers."""
+    job = await world.job('say "one"')
+    asked = Event(EventType.WORKFLOW_CANCELLING, "2026-01-01T00:00:00.000Z", payload={"reason": "enough", "by": "key"})
+    await world.log.append(job.run.id, "@cancel", 1, 1, [encode(asked)])
+    result = await world.work(msgspec.structs.replace(job, run=msgspec.structs.replace(job.run, durable=True)))
+    events = await world.events(job.run.id)
+    assert (result.state, result.ended) == (RunState.CANCELLED, True)
+    assert types(events) == ["WORKFLOW_STARTED", "WORKFLOW_CANCELLING", "WORKFLOW_CANCELLED", "STREAM_END"]
+    assert events[-2].payload == {"reason": "enough", "by": "key"}
+    assert not world.upstream.witness.calls
+
+
+async def test_whoever_passes_a_cancellation_on_need_not_know_its_words(world: World) -> None:
+    job = await world.job("hang")
+    work = asyncio.create_task(world.desk.work(job, cancelled=lambda: Stop("cancelled")))
+    await world.upstream.witness.nth(0)
+    asked = Event(EventType.WORKFLOW_CANCELLING, "2026-01-01T00:00:00.000Z", payload={"reason": "enough", "by": "key"})
+    await world.log.append(job.run.id, "@cancel", 1, 1, [encode(asked)])
+    work.cancel()
+    result = await work
+    assert (result.state, result.reason) == (RunState.CANCELLED, "enough")
+
+
+async def test_an_outage_of_the_log_before_an_attempt_is_waited_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to fail the attempt, and five failures within two seconds failed the run."""
+    monkeypatch.setattr("orchestrator.agents.desk.TICK_S", 0.0)
+    job = await world.job('say "one"')
+    failures = iter([LogUnavailable] * 20)
+
+    async def away(operation: str, point: str) -> None:
+        if error := next(failures, None):
+            raise error
+
+    world.store.checkpoint = away
+    result = await world.work(msgspec.structs.replace(job, attempt=2))
+    assert result.state is RunState.COMPLETED
+
+
+async def test_a_beat_that_fails_lets_nobody_elses_lease_lapse(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.agents.desk.TICK_S", 0.01)
+    renewed = asyncio.Event()
+
+    async def watch(operation: str, point: str) -> None:
+        if operation == "claim":
+            renewed.set()
+
+    def broken() -> None:
+        raise RuntimeError("no such activity")
+
+    job = await world.job("hang", lease_ms=30)
+    world.store.checkpoint = watch
+    work = asyncio.create_task(world.desk.work(job, beat=broken))
+    async with asyncio.timeout(WAIT_S), world.desk.ticking():
+        await renewed.wait()
+        world.desk.stop(job.run.id, Stop("cancelled"))
+        await work
+
+
+async def test_a_run_that_has_ended_is_not_begun(world: World) -> None:
+    job = await world.job('say "one"')
+    await world.work(job)
+    run = await world.log.run(job.run.id)
+    assert run is not None
+    result = await world.work(msgspec.structs.replace(job, run=run))
+    assert (result.state, result.ended) == (RunState.COMPLETED, True)
+    assert len(world.upstream.witness.calls) == 1
 
 
 async def test_attempts_are_bounded(world: World) -> None:
