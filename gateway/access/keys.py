@@ -27,6 +27,8 @@ class Access(Enum):
     """Says nothing about tenants: health and readiness."""
     KEY = "key"
     """A valid key, whose tenant the call is made for."""
+    STREAM = "stream"
+    """The same, or a stream ticket in the query (`gateway.access.tickets`), for clients that cannot send headers."""
     OPERATOR = "operator"
     """Numbers about the whole process: a valid key, of whichever tenant."""
 

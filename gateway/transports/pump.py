@@ -94,7 +94,11 @@ class Pump:
                     return
                 quiet_since, silences = clock(), 0
             elif subscription.ended:
-                raise LogCutShort(retry_after_s=1)
+                frames = encoder.conclude()
+                if not encoder.ended:
+                    raise LogCutShort(retry_after_s=1)
+                await sink.finish(frames)
+                return
             elif not sink.started:
                 await sink.start()
             elif clock() >= due:

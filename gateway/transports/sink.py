@@ -7,9 +7,11 @@ byte for `stall_timeout_s` is cut off. What is in memory for it is the transport
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
 
@@ -42,8 +44,10 @@ EVENT_STREAM_HEADERS = {
 class EventStreamSink:
     """Server-sent events as the body of one HTTP response, never compressed."""
 
-    def __init__(self, request: web.Request, *, stall_timeout_s: float) -> None:
-        self.response = web.StreamResponse(headers=EVENT_STREAM_HEADERS)
+    def __init__(
+        self, request: web.Request, *, stall_timeout_s: float, headers: Mapping[str, str] = EVENT_STREAM_HEADERS
+    ) -> None:
+        self.response = web.StreamResponse(headers=headers)
         self._request = request
         self._protocol = request.protocol
         self._writer: StreamWriter | None = None
@@ -64,7 +68,7 @@ class EventStreamSink:
         # aiohttp would wait for room itself, but without a bound.
         await self._writer.write(frames, drain=False)
         if self._protocol.writing_paused:
-            await self._room(self._writer)
+            await room(self._request, self._writer, self._stall_timeout_s)
 
     async def finish(self, frames: bytes) -> None:
         if frames:
@@ -73,19 +77,21 @@ class EventStreamSink:
             await self.start()
         await self.response.write_eof()
 
-    async def _room(self, writer: StreamWriter) -> None:
-        transport = self._request.transport
-        if transport is None:
-            raise ConnectionResetError("The client is gone")
-        waiting = transport.get_write_buffer_size()
-        while self._protocol.writing_paused and not transport.is_closing():
-            try:
-                async with asyncio.timeout(self._stall_timeout_s):
-                    await writer.drain()
-            except TimeoutError:
-                before, waiting = waiting, transport.get_write_buffer_size()
-                if waiting >= before:
-                    transport.abort()
-                    raise ClientStalled("The client does not read") from None
-        if transport.is_closing():
-            raise ConnectionResetError("The client is gone")
+
+async def room(request: web.Request, writer: AbstractStreamWriter, stall_timeout_s: float) -> None:
+    """Wait until the transport takes bytes again. One at a time per connection: aiohttp's waiters share one future."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("The client is gone")
+    waiting = transport.get_write_buffer_size()
+    while request.protocol.writing_paused and not transport.is_closing():
+        try:
+            async with asyncio.timeout(stall_timeout_s):
+                await writer.drain()
+        except TimeoutError:
+            before, waiting = waiting, transport.get_write_buffer_size()
+            if waiting >= before:
+                transport.abort()
+                raise ClientStalled("The client does not read") from None
+    if transport.is_closing():
+        raise ConnectionResetError("The client is gone")

@@ -70,6 +70,10 @@ class ChatEncoder:
             plain = self._plain
         return b"".join(out)
 
+    def conclude(self) -> bytes:
+        """A chat stream is folded from the log's beginning, so a log without its end gives none."""
+        return b""
+
     def keepalive(self, silent_s: float) -> bytes:
         if self.ended:
             return b""

@@ -27,6 +27,10 @@ class Encoder(Protocol):
     def encode(self, items: Sequence[Entry | Gap]) -> bytes:
         """All frames that these items cause, in order, as one piece to write; often empty."""
 
+    def conclude(self) -> bytes:
+        """The log is closed and holds nothing after the reader's place. If the stream is complete at that, it has ended now, with
+        these frames; if `ended` stays false, something is missing."""
+
     def keepalive(self, silent_s: float) -> bytes:
         """What to send after `silent_s` seconds in which no frame was due."""
 

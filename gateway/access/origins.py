@@ -1,0 +1,59 @@
+"""Which web pages may open streams here. Programs are not asked: only browsers send an `Origin`, and only browsers have to.
+
+A browser lets any page open a WebSocket to any server, so the server must look. Pages of listed origins may, and so may the
+server's own: those whose origin is the very host that the request names. That name proves nothing where no key is needed, since
+a stranger's name can be made to point at this machine (DNS rebinding); there it must be a name of the machine itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from multidict import MultiMapping
+
+from gateway.errors import Forbidden
+
+ANY = "*"
+
+
+class OriginNotAllowed(Forbidden):
+    """Pages of this origin may not open streams here. `server.origins` of the configuration lists those that may."""
+
+    code = "origin_not_allowed"
+
+
+class Origins:
+    """`listed` as browsers write them (`https://app.example.com`), or `*`. `trust_host`: callers need keys."""
+
+    def __init__(self, listed: Iterable[str], *, trust_host: bool) -> None:
+        self._listed = frozenset(origin.lower() for origin in listed)
+        self._trust_host = trust_host
+
+    def check(self, headers: MultiMapping[str]) -> str | None:
+        """The origin of the page that asks, None if it is no page. Raises OriginNotAllowed."""
+        origins = headers.getall("Origin", [])
+        if not origins:
+            return None
+        if len(origins) > 1 or not self._allows(origins[0].lower(), headers.get("Host", "").lower()):
+            raise OriginNotAllowed
+        return origins[0]
+
+    def _allows(self, origin: str, host: str) -> bool:
+        if ANY in self._listed or origin in self._listed:
+            return True
+        try:
+            own = urlsplit(origin)
+            return own.scheme in ("http", "https") and own.netloc == host and (self._trust_host or _loopback(own.hostname))
+        except ValueError:
+            return False
+
+
+def _loopback(name: str | None) -> bool:
+    if name is None or name == "localhost":
+        return name is not None
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

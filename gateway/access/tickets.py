@@ -1,0 +1,77 @@
+"""Stream tickets: what a browser, which cannot send a key with a stream, puts into the URL instead.
+
+A ticket is good for a minute, for opening native streams and for nothing else, on behalf of whoever asked for it, and if it was
+asked for one run, for that run only. It is signed and stored nowhere, so any replica with the same secret honours it. A stream
+that was opened with it outlives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+import msgspec
+
+from gateway.errors import Unauthorized
+from orchestrator.runs import Principal
+
+LIFETIME_S = 60
+
+_SHAPE = re.compile(r"([A-Za-z0-9_-]{1,1024})\.([A-Za-z0-9_-]{43})")
+
+
+class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who may open streams until when. Times are milliseconds since the epoch."""
+
+    principal: Principal
+    expires_ms: int
+    run_id: str | None = None
+
+
+class Tickets:
+    """Issues and honours tickets. `clock` gives seconds since the epoch; `secret` is worked out when first needed."""
+
+    def __init__(self, secret: Callable[[], bytes], clock: Callable[[], float]) -> None:
+        self._make_secret = secret
+        self._clock = clock
+
+    def issue(self, principal: Principal, run_id: str | None = None) -> tuple[str, Ticket]:
+        """The text that goes into the URL, and what it says."""
+        ticket = Ticket(principal, int((self._clock() + LIFETIME_S) * 1000), run_id)
+        said = _text(msgspec.json.encode(ticket))
+        return f"{said}.{self._signature(said)}", ticket
+
+    def honour(self, text: str) -> Ticket:
+        """Raises Unauthorized, whatever is wrong with it."""
+        shape = _SHAPE.fullmatch(text)
+        if shape is None or not hmac.compare_digest(self._signature(shape[1]), shape[2]):
+            raise Unauthorized
+        ticket = msgspec.json.decode(urlsafe_b64decode(shape[1] + "=" * (-len(shape[1]) % 4)), type=Ticket)
+        if ticket.expires_ms <= self._clock() * 1000:
+            raise Unauthorized
+        return ticket
+
+    def _signature(self, said: str) -> str:
+        return _text(hmac.digest(self._secret, said.encode(), "sha256"))
+
+    @cached_property
+    def _secret(self) -> bytes:
+        return self._make_secret()
+
+
+def derived_secret(keys: Iterable[str]) -> bytes:
+    """A secret that every replica with the same API keys works out alike.
+
+    It costs some milliseconds on purpose: a ticket is in the hands of somebody who must not find a weak key by trying. Without
+    keys everybody is let in anyway, and there is nothing that a forged ticket could open.
+    """
+    material = msgspec.json.encode(sorted(keys))
+    return hashlib.scrypt(material, salt=b"headgate stream tickets", n=1 << 14, r=8, p=1, dklen=32)
+
+
+def _text(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()

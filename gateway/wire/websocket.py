@@ -1,0 +1,22 @@
+"""Writing WebSocket messages (RFC 6455, section 5.2). Bytes in, bytes out.
+
+Frames are made here and not by the HTTP library so that a message that a thousand readers get is framed once, and messages
+that are ready together leave in one write. Only what a server sends as data: unmasked, unfragmented, never compressed.
+"""
+
+from __future__ import annotations
+
+_TEXT = 0x81
+"""FIN, and the opcode of text."""
+
+_EXTENDED_16, _EXTENDED_64 = 126, 127
+
+
+def text(payload: bytes) -> bytes:
+    """One text message. `payload` is UTF-8."""
+    size = len(payload)
+    if size < _EXTENDED_16:
+        return bytes((_TEXT, size)) + payload
+    if size < 1 << 16:
+        return bytes((_TEXT, _EXTENDED_16, size >> 8, size & 0xFF)) + payload
+    return bytes((_TEXT, _EXTENDED_64)) + size.to_bytes(8) + payload
