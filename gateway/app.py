@@ -20,10 +20,16 @@ from gateway.departures import Departures
 from gateway.edge import Edge, name_response
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
+from gateway.routes.approvals import ApprovalRoutes
 from gateway.routes.chat import ChatRoutes
+from gateway.routes.docs import DocsRoutes
 from gateway.routes.health import HealthRoutes
 from gateway.routes.models import ModelRoutes
+from gateway.routes.openapi import OpenApiRoutes
 from gateway.routes.route import add_routes
+from gateway.routes.sessions import SessionRoutes
+from gateway.routes.task_control import TaskControlRoutes
+from gateway.routes.tasks import TaskRoutes
 from gateway.settings import Auth, Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import listening
@@ -77,14 +83,17 @@ def build_app(
     app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
     app[ACCESS] = access
     app.on_response_prepare.append(name_response)
-    access |= add_routes(
-        app,
-        [
-            *ChatRoutes(settings, engine, drain, departures, metrics).routes(),
-            *ModelRoutes(engine).routes(),
-            *HealthRoutes(engine, drain, metrics).routes(),
-        ],
-    )
+    routes = [
+        *ChatRoutes(settings, engine, drain, departures, metrics).routes(),
+        *ModelRoutes(engine).routes(),
+        *TaskRoutes(settings, engine, drain, departures, new_session_id).routes(),
+        *TaskControlRoutes(settings, engine).routes(),
+        *ApprovalRoutes(settings, engine).routes(),
+        *SessionRoutes(settings, engine).routes(),
+        *HealthRoutes(engine, drain, metrics).routes(),
+        *DocsRoutes().routes(),
+    ]
+    access |= add_routes(app, [*routes, *OpenApiRoutes(routes).routes()])
     return app
 
 
@@ -96,6 +105,10 @@ def key_ring(auth: Auth) -> KeyRing:
 
 def new_request_id() -> str:
     return f"req-{secrets.token_hex(12)}"
+
+
+def new_session_id() -> str:
+    return f"session-{secrets.token_hex(16)}"
 
 
 def _stop_signal() -> asyncio.Event:

@@ -31,7 +31,8 @@ from pydantic import (
 
 from gateway.settings_errors import ConfigError, Inconsistent, Problem, did_you_mean, explain
 from gateway.settings_layers import Override, from_environment, interpolate, overlay, parse_yaml, source_of
-from orchestrator.catalog import ModelEntry
+from orchestrator.catalog import Catalog, ModelEntry
+from orchestrator.errors import ModelNotFound
 from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
 
 KIB, MIB = 1024, 1024 * 1024
@@ -166,6 +167,15 @@ class Runs(Section):
     janitor_s: PositiveFloat = Field(default=10.0, description="How often runs without an ending or a start are looked for.")
 
 
+class Tasks(Section):
+    """Which model a task of the native routes gets that names none."""
+
+    default_model: str | None = Field(default=None, description="None: the first of `models` with an exact name.")
+    tiers: dict[Literal["small", "medium", "large"], str] = Field(
+        default={}, description="The model behind a task's `model_tier`; a tier that is not here gets the default."
+    )
+
+
 class Logging(Section):
     """What the process says about itself, one JSON object per line. Prompts and answers are not in it."""
 
@@ -184,7 +194,14 @@ class Settings(Section):
     log: LogSettings = LogSettings()
     streams: Streams = Streams()
     runs: Runs = Runs()
+    tasks: Tasks = Tasks()
     logging: Logging = Logging()
+
+    @property
+    def default_model(self) -> str | None:
+        """What a task runs that says nothing of models. None where every entry is a pattern and none is configured."""
+        exact = (name for name in self.models if not name.endswith("*"))
+        return self.tasks.default_model or next(exact, None)
 
     @model_validator(mode="before")
     @classmethod
@@ -196,7 +213,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problems := [*_access_problems(self), *_model_problems(self)]:
+        if problems := [*_access_problems(self), *_model_problems(self), *_task_problems(self)]:
             raise Inconsistent(problems)
         return self
 
@@ -232,6 +249,22 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
                 yield (*path, "upstream"), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
             elif agent.on_cut == "continue" and not _continues(upstreams[upstream]):
                 yield (*path, "on_cut"), f"'continue' needs `continues: true` at upstreams.{upstream}; or choose 'regenerate'"
+
+
+def _task_problems(settings: Settings) -> Iterator[Problem]:
+    catalog, tasks = Catalog(settings.models), settings.tasks
+    named = {("default_model",): tasks.default_model} | {("tiers", tier): name for tier, name in tasks.tiers.items()}
+    for path, name in named.items():
+        if name is not None and not _served(catalog, name):
+            yield ("tasks", *path), f"there is no model '{name}'{did_you_mean(name, settings.models)}"
+
+
+def _served(catalog: Catalog, name: str) -> bool:
+    try:
+        catalog.resolve(name)
+    except ModelNotFound:
+        return False
+    return True
 
 
 def _continues(upstream: UpstreamConfig) -> bool:

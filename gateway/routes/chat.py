@@ -24,14 +24,36 @@ from gateway.transports.drain import Drain
 from gateway.transports.pump import Pace, Pump, gather
 from gateway.transports.sink import ClientStalled, EventStreamSink
 from gateway.wire.chat import ChatEncoder
-from gateway.wire.chat_request import parse_chat_request
+from gateway.wire.chat_request import ChatBody, parse_chat_request
 from gateway.wire.completion import CompletionFold
+from gateway.wire.openai_models import Completion, CompletionCancelled, RetrieveQuery
+from gateway.wire.operation import Operation, Reply
 from orchestrator.engine import Engine, Subscription
 from orchestrator.errors import RunNotFound
 from orchestrator.events import Entry, Gap
 from orchestrator.runs import Run, is_run_id
 
 _BODY_TIMEOUT_S = 60.0
+
+_PATH = {"id": "`chatcmpl-…`, or the task's id."}
+_NAMES = {"X-Workflow-ID": "The run behind the answer: `task-…`."}
+_WHOLE = Reply(200, "The answer; as `text/event-stream` where a stream was asked for.", Completion, headers=_NAMES)
+_CREATE = Operation(
+    "chat",
+    (_WHOLE,),
+    body=ChatBody,
+    headers={"X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines."},
+    refusals=(404, 429, 502, 503, 504),
+)
+_RETRIEVE = Operation(
+    "chat",
+    (_WHOLE,),
+    query=RetrieveQuery,
+    path=_PATH,
+    headers={"Last-Event-ID": "The position after which the stream goes on. Wins over `starting_after`."},
+    refusals=(409, 410),
+)
+_CANCEL = Operation("chat", (Reply(200, "It was asked.", CompletionCancelled),), path=_PATH, refusals=(409,))
 
 
 class ChatRoutes:
@@ -48,13 +70,17 @@ class ChatRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/v1/chat/completions", Access.KEY, self.create),
-            Route("GET", "/v1/chat/completions/{id:[^/]+}", Access.KEY, self.retrieve),
-            Route("POST", "/v1/chat/completions/{id:[^/]+}/cancel", Access.KEY, self.cancel),
+            Route("POST", "/v1/chat/completions", Access.KEY, self.create, _CREATE),
+            Route("GET", "/v1/chat/completions/{id:[^/]+}", Access.KEY, self.retrieve, _RETRIEVE),
+            Route("POST", "/v1/chat/completions/{id:[^/]+}/cancel", Access.KEY, self.cancel, _CANCEL),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        """Ask. The answer is a stream or one JSON object; a failure before the first output is an HTTP error either way."""
+        """Ask a model.
+
+        The answer is a stream of chunks (`stream: true`) or one JSON object; a failure before the first output is an HTTP error
+        either way. A client that leaves cancels the run, unless the model or `headgate_options.on_disconnect` says otherwise.
+        """
         principal = request[PRINCIPAL]
         body = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
         asked = parse_chat_request(body, stream_ids=request.headers.get("X-Headgate-Stream-Ids") == "true")
@@ -69,7 +95,11 @@ class ChatRoutes:
                     return await self._stream(self._live, request, subscription, ChatEncoder(run))
 
     async def retrieve(self, request: web.Request) -> web.StreamResponse:
-        """The completion of a run that has ended; or its stream, from the start or from where the client left off."""
+        """Read a completion again, or go on reading.
+
+        The completion of a run that has ended, as JSON; or its stream, from the start or from where the client left off, in the
+        very bytes of the first time.
+        """
         run = await self._find(request)
         streamed = asks_for_stream(request)
         if not streamed and not run.state.ended:
@@ -83,7 +113,10 @@ class ChatRoutes:
                 return await self._stream(self._resumed, request, subscription, encoder)
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """Ask the run to stop. Its readers learn in-band when it has."""
+        """Cancel a completion.
+
+        Its readers learn in-band when it has stopped.
+        """
         run = await self._find(request)
         run = await self._engine.cancel(request[PRINCIPAL], run.id)
         answer = {"id": request.match_info["id"], "object": "chat.completion", "status": run.state.value.lower()}

@@ -7,8 +7,13 @@ from aiohttp import web
 
 from gateway.access.keys import Access
 from gateway.routes.route import Route
+from gateway.wire.openai_models import ModelList, ModelShown
+from gateway.wire.operation import Operation, Reply
 from orchestrator.engine import Engine
 from orchestrator.upstreams.upstream import ModelCard
+
+_LIST = Operation("models", (Reply(200, "The models.", ModelList),))
+_GET = Operation("models", (Reply(200, "The model.", ModelShown),), path={"id": "The model's name; slashes may be escaped."})
 
 
 class ModelRoutes:
@@ -17,16 +22,20 @@ class ModelRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/v1/models", Access.KEY, self.list),
-            Route("GET", "/v1/models/{id:.+}", Access.KEY, self.retrieve),
+            Route("GET", "/v1/models", Access.KEY, self.list, _LIST),
+            Route("GET", "/v1/models/{id:.+}", Access.KEY, self.retrieve, _GET),
         ]
 
     async def list(self, request: web.Request) -> web.Response:
+        """List the models that can be named."""
         cards = await self._engine.models()
         return _json({"object": "list", "data": [_shown(card) for card in cards]})
 
     async def retrieve(self, request: web.Request) -> web.Response:
-        """Also a name that only a pass-through entry covers: whether its upstream knows it shows when it is used."""
+        """Look at one model.
+
+        Also a name that only a pass-through entry covers: whether its upstream knows it shows when it is used.
+        """
         name = request.match_info["id"]
         resolved = self._engine.resolve(name)
         cards = (card for card in await self._engine.models() if card.id == name)

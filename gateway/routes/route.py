@@ -1,7 +1,11 @@
-"""What a route is: a method, a path, who may call it, and its handler. A route cannot be written without its rule."""
+"""What a route is: a method, a path, who may call it, its handler, and what it takes and gives.
+
+A route cannot be written without its rule. One without an `about` is missing from the description of the API; a test notices.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
@@ -9,6 +13,9 @@ from aiohttp import web
 
 from gateway.access.keys import Access
 from gateway.transports.body import no_early_continue
+from gateway.wire.operation import Described, Operation
+
+_PATTERN = re.compile(r"\{(\w+)(:[^{}]*)?\}")
 
 
 class Route(NamedTuple):
@@ -16,6 +23,14 @@ class Route(NamedTuple):
     path: str
     access: Access
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    about: Operation | None = None
+
+    def described(self) -> Described | None:
+        if self.about is None:
+            return None
+        path = _PATTERN.sub(r"{\1}", self.path)
+        name, doc = self.handler.__name__, self.handler.__doc__ or ""
+        return Described(self.method, path, name, doc, self.access is not Access.ANYBODY, self.about)
 
 
 def add_routes(app: web.Application, routes: Iterable[Route]) -> dict[web.AbstractRoute, Access]:

@@ -7,17 +7,16 @@ only the upstream knows arrive there verbatim. Taken out are the fields that Hea
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import msgspec
 from annotated_types import Ge, Le, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, StringConstraints, ValidationError, WithJsonSchema
 
 from gateway.wire.chat_messages import check_messages
-from gateway.wire.json_body import parse_object, place
+from gateway.wire.json_body import parse_object
+from gateway.wire.refusal import refusal
 from orchestrator.engine import Submission
-from orchestrator.errors import InvalidRequest
 from orchestrator.runs import ChatOptions
 
 OnDisconnect = Literal["cancel", "continue"] | float
@@ -26,6 +25,23 @@ _INT64 = 2**63
 Count = Annotated[int, Ge(1), Le(_INT64 - 1)]
 Penalty = Annotated[float, Ge(-2), Le(2)]
 Object = dict[str, Any]
+SESSION_ID = r"^[!-~]{1,256}$"
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID)]
+
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+            "content": {"description": "Text, parts (text, image_url, input_audio, file, refusal), or null beside tool calls."},
+        },
+    },
+}
+
+EXAMPLE: Object = {"model": "headgate-demo", "messages": [{"role": "user", "content": "Say hello"}], "stream": True}
 
 
 class Checked(BaseModel):
@@ -47,7 +63,7 @@ class HeadgateOptions(Checked):
     events: bool | None = None
     stream_ids: bool | None = None
     on_disconnect: Literal["cancel", "continue"] | Annotated[NonNegativeFloat, Le(86_400 * 7)] | None = None
-    session_id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,256}$")] | None = None
+    session_id: SessionId | None = None
     context: Object | None = None
 
 
@@ -77,8 +93,10 @@ class ResponseFormat(Checked):
 class ChatBody(Checked):
     """Documented request fields with their types and ranges. `messages` are checked by `chat_messages`."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
     model: Annotated[str, MinLen(1)]
-    messages: Any
+    messages: Annotated[Any, WithJsonSchema(_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     headgate_options: HeadgateOptions | None = None
@@ -137,7 +155,7 @@ def parse_chat_request(raw: bytes, *, stream_ids: bool = False) -> ChatRequest:
     try:
         checked = ChatBody.model_validate(body)
     except ValidationError as error:
-        _refuse(body, error)
+        raise refusal(body, error) from None
     check_messages(body["messages"])
     ours = checked.headgate_options or _NONE_OF_OURS
     streams = checked.stream_options or _NO_STREAM_OPTIONS
@@ -165,38 +183,3 @@ def _recorded(body: dict[str, Any]) -> dict[str, Any] | None:
     """What the run remembers about the request: its metadata, and who it was for where metadata does not say so itself."""
     about = {name: body[name] for name in _RECORDED if body.get(name) is not None}
     return (about | (body.get("metadata") or {})) or None
-
-
-def _refuse(body: dict[str, Any], error: ValidationError) -> NoReturn:
-    """The first complaint, in OpenAI's words as far as they are known.
-
-    A value that fits no member of a union is complained about once per member: the deepest place is the one that was meant,
-    and all that is said about it is one complaint.
-    """
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    about = [(_path(body, each), each) for each in details if each["loc"][:1] == details[0]["loc"][:1]]
-    path, first = max(about, key=lambda complaint: len(complaint[0]))
-    wanted = dict.fromkeys(each["msg"].removeprefix("Input should be ") for where, each in about if where == path)
-    param = place(path)
-    match first["type"]:
-        case "missing":
-            message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
-        case "extra_forbidden":
-            message, code = f"Unknown parameter: '{param}'.", "unknown_parameter"
-        case kind:
-            code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-            message = f"Invalid value for '{param}': it should be {' or '.join(wanted)}."
-    raise InvalidRequest(message.replace("a valid dictionary", "an object"), param=param, code=code) from None
-
-
-def _path(body: dict[str, Any], error: ErrorDetails) -> list[str | int]:
-    """Where in the request the complaint is. pydantic also names the members of unions that it tried; those are not places."""
-    path: list[str | int] = []
-    current: Any = body
-    for part in error["loc"]:
-        inside = part in current if isinstance(current, dict) else isinstance(current, list) and isinstance(part, int)
-        if inside:
-            current = current[part]
-        if inside or error["type"] == "missing":
-            path.append(part)
-    return path

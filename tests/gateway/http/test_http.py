@@ -14,7 +14,7 @@ KEY = "sk-test-0123456789abcdef"
 CHAT = "/v1/chat/completions"
 ASK = {"model": "headgate-demo", "messages": [{"role": "user", "content": "hi"}]}
 
-OPEN = {"GET /health", "GET /readiness"}
+OPEN = {"GET /health", "GET /readiness", "GET /docs", "GET /openapi.json"}
 
 
 def with_keys(**server: Any) -> Settings:
