@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench format lock clean
+.PHONY: help run test check bench protos format lock clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check: .venv/.installed ## Check format, lint, types and the Dockerfile
 
 bench: .venv/.installed ## Measure this machine: throughput, latency, memory
 	@$(BIN)/python -m bench.run $(ARGS)
+
+protos: .venv/.installed ## Generate the code beside protos/*.proto
+	@$(BIN)/python -m protos.generate
 
 format: .venv/.installed ## Format the code and apply safe fixes
 	@$(BIN)/ruff check --fix .

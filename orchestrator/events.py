@@ -8,6 +8,7 @@ The set of types and their meaning: `docs/reference/events.md`. No I/O here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -81,6 +82,14 @@ class EventType(StrEnum):
 
 ENDINGS = frozenset({EventType.WORKFLOW_COMPLETED, EventType.WORKFLOW_FAILED, EventType.WORKFLOW_CANCELLED})
 """Exactly one of these per run, directly followed by STREAM_END."""
+
+
+_OWN_TYPE = re.compile(r"X_[A-Z0-9_]{1,62}")
+
+
+def is_event_type(name: str) -> bool:
+    """Whether an event can have this type: one of ours, or a publisher's own."""
+    return name in EventType.__members__ or _OWN_TYPE.fullmatch(name) is not None
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

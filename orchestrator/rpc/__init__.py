@@ -1,0 +1,1 @@
+"""The gRPC door: servicers over the same engine as every other door. What it says to clients: `protos/*.proto`."""

@@ -1,0 +1,61 @@
+"""What the gRPC door asks of whoever opens it: who is calling, what a task is, when to go, and whom to tell how it went.
+
+The gateway has the answers (its key ring, its rules for tasks, its drain, its metrics); these are the shapes they take here, so
+that nothing in the orchestrator depends on the gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from orchestrator.engine import Submission
+from orchestrator.runs import Principal
+
+Metadata = Sequence[tuple[str, str | bytes]]
+"""A call's metadata: names in lower case, in the order in which they came, repetitions included."""
+
+Authenticator = Callable[[Metadata], Principal]
+"""On whose behalf a call with this metadata is made. Raises a HeadgateError with status 401."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A task as a client words it, before the server's rules for tasks have made a submission of it."""
+
+    query: str
+    model: str | None = None
+    session_id: str | None = None
+    context: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+TaskRules = Callable[[Task], Submission]
+"""What a task comes down to: its model, its messages, what is recorded of it. Raises InvalidRequest."""
+
+
+class Drain(Protocol):
+    """How the process goes away: see `gateway.transports.drain`."""
+
+    def answer(self) -> AbstractContextManager[None]:
+        """Around the whole of a call. Raises a HeadgateError with status 503 if new ones are refused."""
+
+    def until_closed(self) -> AbstractAsyncContextManager[None]:
+        """Around what can be broken off. Raises a HeadgateError with status 503 when its time is up."""
+
+
+class Observer(Protocol):
+    """Who counts."""
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """A call has ended. `method` is one that exists; `code` is the name of a status."""
+
+    def stream_opened(self) -> None: ...
+
+    def stream_closed(self) -> None: ...
+
+    def stalled(self) -> None: ...
+
+    def internal_error(self) -> None: ...
