@@ -27,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "promise(*ids): the promises of compat_tests/manifest.py that this test proves")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "backends" in item.fixturenames:
+            item.add_marker(pytest.mark.local)
+
+
 @pytest.fixture(scope="session")
 def model_server() -> Iterator[ModelServer]:
     with ModelServer().running() as server:
