@@ -30,6 +30,7 @@ from gateway.routes.route import add_routes
 from gateway.routes.sessions import SessionRoutes
 from gateway.routes.task_control import TaskControlRoutes
 from gateway.routes.tasks import TaskRoutes
+from gateway.rpc import grpc_door
 from gateway.settings import Auth, Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import listening
@@ -58,10 +59,15 @@ async def serve(settings: Settings, *, announce: Callable[[str], None], progress
             new_request_id=new_request_id,
             max_header_bytes=settings.server.max_header_bytes,
         ) as url,
+        grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id) as rpc,
     ):
+        if rpc is not None:
+            progress(f"gRPC listens on port {rpc.port}")
         announce(url)
         await stop.wait()
         log.info("draining", open_answers=drain.open_answers)
+        if rpc is not None:
+            await rpc.leave()
         await drain.finish(settings.server.drain_s)
     log.info("stopped")
 

@@ -59,15 +59,29 @@ class Server(Section):
         default=20.0, ge=0, description="After SIGTERM: how long open streams may go on before they are closed."
     )
 
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+
+class Grpc(Section):
+    """The gRPC door."""
+
+    enabled: bool = True
+    host: str | None = Field(default=None, min_length=1, description="None: server.host.")
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="None: 50052, or a free one if that is taken. 0: a free one."
+    )
+    max_message_bytes: ByteSize = Field(
+        default=ByteSize(4 * MIB), gt=0, description="A call that sends a larger message ends as RESOURCE_EXHAUSTED."
+    )
+    max_calls: PositiveInt = Field(default=10_000, description="Calls at once; one more ends as RESOURCE_EXHAUSTED.")
+
+
+def _loopback(host: str) -> bool:
+    """Whether only this machine can connect."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _presentable(key: SecretStr) -> SecretStr:
@@ -186,6 +200,7 @@ class Settings(Section):
     """Everything that can be configured."""
 
     server: Server = Server()
+    grpc: Grpc = Grpc()
     data_dir: Path = Field(default=Path(".headgate"), description="Where embedded backends keep their data.")
     auth: Auth = Auth()
     backends: Backends = Backends()
@@ -219,17 +234,20 @@ class Settings(Section):
 
 
 def _access_problems(settings: Settings) -> Iterator[Problem]:
-    auth, server = settings.auth, settings.server
+    auth = settings.auth
     if auth.mode == "keys" and not auth.keys:
         yield ("auth", "keys"), "mode is 'keys', so at least one is needed"
     if auth.mode == "off" and auth.keys:
         yield ("auth", "mode"), "is 'off' although auth.keys has some; set it to keys, or take the keys out"
-    elif auth.mode == "off" and not server.loopback:
-        yield (
-            ("auth", "mode"),
-            f"'off' is refused while server.host is {server.host}, which other machines can reach; "
-            "set auth.mode to keys and list auth.keys, or set server.host to 127.0.0.1",
-        )
+    elif auth.mode == "off":
+        hosts = {"server.host": settings.server.host, "grpc.host": settings.grpc.host}
+        if reachable := [(name, host) for name, host in hosts.items() if host is not None and not _loopback(host)]:
+            name, host = reachable[0]
+            yield (
+                ("auth", "mode"),
+                f"'off' is refused while {name} is {host}, which other machines can reach; "
+                f"set auth.mode to keys and list auth.keys, or set {name} to 127.0.0.1",
+            )
     for field in ("key", "name"):
         seen = set()
         for number, key in enumerate(auth.keys):

@@ -35,6 +35,16 @@ class GatewayMetrics:
             registry=registry,
         )
         self._request_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._calls = Counter(
+            "headgate_grpc_calls_total", "gRPC calls by method and status.", ["method", "code"], registry=registry
+        )
+        self._call_seconds = Histogram(
+            "headgate_grpc_call_seconds",
+            "Time to the end of a call, streams included.",
+            ["method"],
+            buckets=_SLOW_S,
+            registry=registry,
+        )
         self._internal_errors = Counter("headgate_internal_errors_total", "Errors that are our own fault.", registry=registry)
         self._streams = Gauge("headgate_active_streams", "Streams that are open now.", registry=registry)
         self._stalled = Counter(
@@ -82,6 +92,11 @@ class GatewayMetrics:
             self._request_children[key] = children
         children[0].inc()
         children[1].observe(seconds)
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """`method` is one that exists, never the call's text."""
+        self._calls.labels(method, code).inc()
+        self._call_seconds.labels(method).observe(seconds)
 
     def internal_error(self) -> None:
         self._internal_errors.inc()

@@ -12,8 +12,9 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
-import grpc.aio  # type: ignore[import-untyped]
+import grpc.aio
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
 from temporalio.api.workflowservice.v1.service_pb2_grpc import WorkflowServiceStub
 
@@ -53,7 +54,7 @@ class Temporal:
     async def probe(self, port: int) -> str:
         # A pool of its own: otherwise this channel would wait out the back-off of the one that was refused before it.
         async with grpc.aio.insecure_channel(f"{HOST}:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
-            service = WorkflowServiceStub(channel)
+            service: Any = WorkflowServiceStub(cast(Any, channel))  # its types know blocking channels only
             try:
                 info = await service.GetSystemInfo(GetSystemInfoRequest(), timeout=2)
                 await service.DescribeNamespace(DescribeNamespaceRequest(namespace=NAMESPACE), timeout=2)

@@ -22,7 +22,7 @@ Authenticator = Callable[[Metadata], Principal]
 """On whose behalf a call with this metadata is made. Raises a HeadgateError with status 401."""
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task as a client words it, before the server's rules for tasks have made a submission of it."""
 
     query: str

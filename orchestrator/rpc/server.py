@@ -27,10 +27,14 @@ _STOP_S = 1.0
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where to listen, and how much to take. `reuse_port`: other processes serve the same port."""
+    """Where to listen, and how much to take.
+
+    `or_another`: if the port is taken, a free one will do. `reuse_port`: other processes serve the same port.
+    """
 
     host: str
     port: int
+    or_another: bool = False
     max_message_bytes: int = 4 * 1024 * 1024
     max_calls: int = 10_000
     stall_timeout_s: float = 60.0
@@ -79,11 +83,14 @@ async def listening(
 
 def _bind(server: aio.Server, address: Address) -> int:
     host = address.host.strip("[]")
-    where = f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
-    try:
-        return server.add_insecure_port(where)
-    except RuntimeError as error:
-        raise OSError(f"gRPC cannot listen on {where}: is something else listening there? Set grpc.port, or 0.") from error
+    where = f"[{host}]" if ":" in host else host
+    ports = (address.port, 0) if address.or_another else (address.port,)
+    for port in ports:
+        try:
+            return server.add_insecure_port(f"{where}:{port}")
+        except RuntimeError as error:
+            refused = error
+    raise OSError(f"gRPC cannot listen on {where}:{address.port}: something else may be listening there already") from refused
 
 
 def _options(address: Address) -> list[tuple[str, int]]:

@@ -1,0 +1,69 @@
+"""The gRPC door, with what it asks of the gateway: the key ring, the rules for tasks, the drain and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+from multidict import CIMultiDict
+
+from gateway.access.keys import KeyRing
+from gateway.observe import logs
+from gateway.observe.metrics import GatewayMetrics
+from gateway.settings import Settings
+from gateway.transports.drain import Drain
+from gateway.wire.task_bodies import ModelChoice, SubmitBody, parse_body, submission
+from orchestrator.engine import Engine, Submission
+from orchestrator.rpc.access import Authenticator, Metadata, Task, TaskRules
+from orchestrator.rpc.server import Address, Listening, listening
+from orchestrator.runs import Principal
+
+log = logs.logger(__name__)
+
+PORT = 50052
+"""Where it listens if nobody says where, and nobody else does."""
+
+
+@asynccontextmanager
+async def grpc_door(
+    settings: Settings, engine: Engine, keys: KeyRing, drain: Drain, metrics: GatewayMetrics, new_session_id: Callable[[], str]
+) -> AsyncIterator[Listening | None]:
+    """Open inside, unless it is switched off. Raises OSError when a configured port cannot be had."""
+    door = settings.grpc
+    if not door.enabled:
+        yield None
+        return
+    address = Address(
+        host=door.host or settings.server.host,
+        port=PORT if door.port is None else door.port,
+        or_another=door.port is None,
+        max_message_bytes=int(door.max_message_bytes),
+        max_calls=door.max_calls,
+        stall_timeout_s=settings.streams.stall_timeout_s,
+    )
+    rules = task_rules(ModelChoice(settings.default_model, settings.tasks.tiers), new_session_id)
+    async with listening(
+        address, engine, authenticate=authenticator(keys), rules=rules, drain=drain, observer=metrics
+    ) as listener:
+        log.info("grpc_listening", host=address.host, port=listener.port)
+        yield listener
+
+
+def authenticator(keys: KeyRing) -> Authenticator:
+    """Metadata are headers, and the same keys open all doors."""
+
+    def principal(metadata: Metadata) -> Principal:
+        return keys.principal(CIMultiDict((name, value) for name, value in metadata if isinstance(value, str)))
+
+    return principal
+
+
+def task_rules(choice: ModelChoice, new_session_id: Callable[[], str]) -> TaskRules:
+    """Those of `POST /api/v1/tasks`."""
+
+    def submission_of(task: Task) -> Submission:
+        body = parse_body(SubmitBody, msgspec.json.encode(task))
+        return submission(body, choice.of(body), body.session_id or new_session_id())
+
+    return submission_of
