@@ -261,6 +261,8 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
     for name, entry in settings.models.items():
         if "*" in name and name != "*" and not (name.endswith("/*") and name.count("*") == 1):
             yield ("models", name), "is neither an exact name, nor prefix/*, nor *"
+        if entry.plan is None:
+            continue
         agent, path = entry.plan.agent, ("models", name, "plan", "agent")
         for upstream in agent.upstream:
             if upstream not in upstreams:

@@ -20,6 +20,7 @@ from orchestrator.control import Control
 from orchestrator.embedded import embedded
 from orchestrator.ender import Ender
 from orchestrator.engine import Engine
+from orchestrator.foreign import ForeignRuns
 from orchestrator.herald import Herald
 from orchestrator.inline import InlineRuns
 from orchestrator.janitor import Janitor
@@ -118,12 +119,13 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
         fanout = Fanout(log, archive, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
+        tokens = Tokenizer()
         ender, herald = Ender(log, metrics, clock), Herald(log, clock)
         desk = Desk(
             log=log,
             fanout=fanout,
             router=route(config.upstreams, parts.upstreams, clock.time),
-            tokens=Tokenizer(),
+            tokens=tokens,
             metrics=metrics,
             clock=clock,
             buffer_bytes=config.writer_buffer_bytes,
@@ -131,7 +133,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         await stack.enter_async_context(desk.ticking())
         temporal = Temporal(
             parts.temporal,
-            Activities(log, desk, ender, herald),
+            Activities(log, desk, ender, herald, ForeignRuns(log, ender, tokens, clock)),
             task_queue=config.task_queue,
             heartbeat_s=config.heartbeat_s,
             max_agents=config.max_agents,

@@ -7,13 +7,31 @@ name wins over a prefix, a longer prefix over a shorter one, and `*` comes last.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from orchestrator.errors import ModelNotFound
 from orchestrator.plans.plan import Plan
+
+
+class UserWorkflow(BaseModel):
+    """A Temporal workflow that somebody else's worker runs. Its Temporal id is the run's id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str = Field(min_length=1, max_length=200, description="The workflow's type, as its worker registered it.")
+    task_queue: str = Field(min_length=1, max_length=200, description="The task queue that its worker polls.")
+    input: Literal["request", "query"] = Field(
+        default="request",
+        description="Its one argument: `request` is an object with run_id, model, query, messages, body, session_id, metadata; "
+        "`query` is the text of the last user message.",
+    )
+    answers: str = Field(
+        default="agent", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="The `agent_id` whose text is the answer."
+    )
+    timeout_s: PositiveFloat = Field(default=86_400.0, description="The longest the workflow may take.")
 
 
 class ModelEntry(BaseModel):
@@ -21,7 +39,8 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    plan: Plan
+    plan: Plan | None = Field(default=None, description="What Headgate runs. Either this or `workflow`.")
+    workflow: UserWorkflow | None = Field(default=None, description="What your own Temporal worker runs. Either this or `plan`.")
     durability: Literal["temporal", "none"] = Field(
         default="temporal",
         description="`temporal`: a lost worker is a pause. `none`: runs in the serving process; losing it ends the run.",
@@ -31,6 +50,19 @@ class ModelEntry(BaseModel):
         description="When the client that asked leaves: cancel the run, let it go on, or cancel after so many seconds.",
     )
     owned_by: str = Field(default="headgate", description="`owned_by` in `GET /v1/models`.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.plan is None) == (self.workflow is None):
+            raise ValueError("needs either a plan or a workflow")
+        if self.workflow is not None and self.durability == "none":
+            raise ValueError("a workflow runs in Temporal, so its durability cannot be none")
+        return self
+
+    @property
+    def answers(self) -> str:
+        """The agent whose text is the answer."""
+        return self.plan.answers if self.plan is not None else self.workflow.answers if self.workflow is not None else ""
 
 
 class Resolved(msgspec.Struct, frozen=True):

@@ -75,7 +75,7 @@ class Control:
             return await self._too_late(run)
         await self._order(run_id, _Order("cancel", reason, principal.key_id))
         if run.durable:
-            self._in_background(self._insist(run_id, self._temporal.cancel, run_id, reason))
+            self._in_background(self._insist(run_id, self._temporal.cancel, run, reason))
         return run
 
     async def pause(self, principal: Principal, run_id: str, reason: str | None) -> Run:

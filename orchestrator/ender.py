@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from orchestrator import endings
 from orchestrator.clock import Clock
@@ -20,6 +21,13 @@ class Ender:
         self._log = log
         self._metrics = metrics
         self._clock = clock
+
+    async def complete(self, run_id: str, before: Sequence[Event], text: str, usage: dict[str, Any], finish_reason: str) -> bool:
+        """End the run as completed, after `before`. False if it had ended already, or its log is gone."""
+        run = await self._log.run(run_id)
+        age_ms = 0 if run is None else int(self._clock.time() * 1000) - run.created_ms
+        ending = endings.completed(self._at(), text=text, usage=usage, finish_reason=finish_reason, duration_ms=age_ms)
+        return await self._end(run_id, [*before, *ending], RunState.COMPLETED)
 
     async def fail(self, run_id: str, failure: Failure) -> bool:
         """End the run as failed. False if it had ended already, or its log is gone."""

@@ -65,6 +65,13 @@ LOG_ROLLED_BACK = Failure(
     retryable=True,
     status=503,
 )
+
+
+def of_workflow(code: str | None, message: str) -> Failure:
+    """What a user's own workflow failed with: its words are for its users."""
+    return Failure(code=code or "workflow_failed", message=message or "The workflow failed.", status=500)
+
+
 ENGINE_ERROR = Failure(code="internal_error", message="The run failed inside Headgate.", status=500)
 ENGINE_UNAVAILABLE = Failure(
     code="backend_unavailable",

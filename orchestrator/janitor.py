@@ -79,7 +79,7 @@ class Janitor:
         if not run.durable:
             await self._fail(run, Execution.FAILED)
             return
-        match await self._temporal.execution(run.id):
+        match await self._temporal.execution(run):
             case Execution.RUNNING:
                 self._unattended.pop(run.id, None)  # Temporal will give it to a worker
             case Execution.MISSING:
@@ -88,7 +88,7 @@ class Janitor:
                     await self._ender.fail(run.id, ENGINE_ERROR)
                 else:
                     _log.warning("the start of a run was lost; starting it", extra={"workflow_id": run.id})
-                    await self._temporal.start(run.id, request.plan, generation=1)
+                    await self._temporal.start(run, request, generation=1)
             case closed:
                 await self._fail(run, closed)
 

@@ -28,8 +28,9 @@ from orchestrator.engine import (
     Subscription,
     TimelineEvent,
 )
-from orchestrator.errors import HeadgateError, InvalidRequest, Unavailable
+from orchestrator.errors import HeadgateError, Unavailable
 from orchestrator.events import Event, EventType, encode, timestamp
+from orchestrator.foreign import workflow_input
 from orchestrator.inline import InlineRuns
 from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
@@ -88,17 +89,16 @@ class LocalEngine:
 
     async def submit(self, principal: Principal, submission: Submission) -> Run:
         resolved = self._catalog.resolve(submission.model)
-        plan = resolved.entry.plan
-        if plan.agent.system is not None and not isinstance(submission.body.get("messages"), list):
-            raise InvalidRequest("This model needs messages.", param="messages")
+        entry = resolved.entry
         now_ms = int(self._clock.time() * 1000)
         run = Run(
             id=new_run_id(now_ms, self._random_bytes),
             tenant=principal.tenant,
             model=submission.model,
-            answers=plan.answers,
+            answers=entry.answers,
             created_ms=now_ms,
-            durable=resolved.entry.durability == "temporal",
+            durable=entry.durability == "temporal",
+            foreign=entry.workflow is not None,
             options=submission.options,
             session_id=submission.session_id,
             query=_query(submission.body),
@@ -107,9 +107,12 @@ class LocalEngine:
         request = RunRequest(
             model=submission.model,
             upstream_model=resolved.upstream_model,
-            plan=plan.model_dump(mode="json"),
+            plan={} if entry.plan is None else entry.plan.model_dump(mode="json"),
             body=submission.body,
+            workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
         )
+        if entry.workflow is not None:
+            workflow_input(run, submission.body, entry.workflow.input)  # one that is too large must not leave half a run
         started = Event(
             EventType.WORKFLOW_STARTED,
             timestamp(now_ms),
@@ -118,10 +121,10 @@ class LocalEngine:
         self._fanout.hold(run.id, run.tenant)
         await self._log.open(run, request, [encode(started)], events=[started])
         self._metrics.run_started()
-        if run.durable:
-            await self._start_durable(run, request)
+        if entry.plan is not None and not run.durable:
+            self._inline.start(run, request, entry.plan)
         else:
-            self._inline.start(run, request, plan)
+            await self._start_durable(run, request)
         return run
 
     async def get(self, principal: Principal, run_id: str) -> Run:
@@ -185,6 +188,8 @@ class LocalEngine:
     async def models(self) -> Sequence[ModelCard]:
         cards = [ModelCard(name, owned_by=entry.owned_by) for name, entry in self._catalog.named()]
         for prefix, entry in self._catalog.patterns():
+            if entry.plan is None:
+                continue
             try:
                 served = await self._upstreams[entry.plan.agent.upstream[0]].models()
             except UpstreamError as error:
@@ -203,7 +208,7 @@ class LocalEngine:
 
     async def _start_durable(self, run: Run, request: RunRequest) -> None:
         try:
-            await self._temporal.start(run.id, request.plan)
+            await self._temporal.start(run, request)
         except Unavailable:
             # The start may have happened all the same, unseen. It then finds a closed log and does no harm.
             await self._ender.fail(run.id, ENGINE_UNAVAILABLE)

@@ -64,20 +64,22 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `body` is the OpenAI-shaped request (messages, tools, parameters …) without `model`, `stream`, `stream_options` and
     `headgate_options`. `plan` is the validated plan as plain data: a run keeps the plan that it started with.
-    `upstream_model` is the model's name at the upstream, unless a step of the plan sets one.
+    `upstream_model` is the model's name at the upstream, unless a step of the plan sets one. `workflow` is how a user's own
+    worker is asked to run it, in which case there is no plan.
     """
 
     model: str
     upstream_model: str
     plan: dict[str, Any]
     body: dict[str, Any]
+    workflow: dict[str, Any] | None = None
 
 
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     """A run as its log's metadata tells it. Times are milliseconds since the epoch.
 
     `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it. `query` is the
-    beginning of what the user asked, for people who look at a list of runs.
+    beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own worker executes it.
     """
 
     id: str
@@ -86,6 +88,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     answers: str
     created_ms: int
     durable: bool = True
+    foreign: bool = False
     state: RunState = RunState.QUEUED
     options: ChatOptions = ChatOptions()
     session_id: str | None = None

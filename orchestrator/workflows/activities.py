@@ -17,6 +17,7 @@ from orchestrator.agents.job import Job, Stop
 from orchestrator.ender import Ender
 from orchestrator.errors import Failure
 from orchestrator.events import EventType
+from orchestrator.foreign import ForeignRuns
 from orchestrator.herald import Herald
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.plans.plan import Agent
@@ -26,11 +27,12 @@ from orchestrator.workflows.run_workflow import ATTEMPTS_PER_TURN, END_RUN, RUN_
 
 
 class Activities:
-    def __init__(self, log: Log, desk: Desk, ender: Ender, herald: Herald) -> None:
+    def __init__(self, log: Log, desk: Desk, ender: Ender, herald: Herald, foreign: ForeignRuns) -> None:
         self._log = log
         self._desk = desk
         self._ender = ender
         self._herald = herald
+        self._foreign = foreign
 
     @property
     def all(self) -> list[Callable[..., Any]]:
@@ -60,7 +62,9 @@ class Activities:
     @activity.defn(name=END_RUN)
     async def end_run(self, job: EndInput) -> None:
         """Close the log of a run that no agent ended. Harmless when it has an ending."""
-        if job.state == RunState.CANCELLED:
+        if job.state == RunState.COMPLETED:
+            await self._foreign.complete(job.run_id, job.result)
+        elif job.state == RunState.CANCELLED:
             await self._ender.cancel(job.run_id, job.reason, None)
         else:
             failure = endings.WORKER_LOST if job.failure is None else msgspec.convert(job.failure, Failure)

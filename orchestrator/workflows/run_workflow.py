@@ -72,12 +72,13 @@ class PauseInput:
 
 @dataclass
 class EndInput:
-    """How to end a run that no agent ended; `failure` is absent for a cancelled one."""
+    """How to end a run that no agent ended: `failure` or `reason`, or the `result` of a user's workflow that completed."""
 
     run_id: str
     state: str
     failure: dict[str, Any] | None = None
     reason: str | None = None
+    result: Any = None
 
 
 class Gate:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
@@ -20,7 +20,10 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from orchestrator.engine import TimelineEvent
 from orchestrator.errors import RunConflict, Unavailable
+from orchestrator.foreign import workflow_input
+from orchestrator.runs import Run, RunRequest
 from orchestrator.workflows.activities import Activities
+from orchestrator.workflows.foreign_workflow import FOREIGN_WORKFLOW, ForeignInput, ForeignWorkflow, watcher_id
 from orchestrator.workflows.run_workflow import WORKFLOW, RunInput, RunWorkflow
 from orchestrator.workflows.timeline import timeline
 
@@ -105,28 +108,20 @@ class Temporal:
             await asyncio.wait([task], timeout=self._drain_s + 10.0)
             task.cancel()
 
-    async def start(self, run_id: str, plan: dict[str, Any], generation: int = 0) -> None:
+    async def start(self, run: Run, request: RunRequest, generation: int = 0) -> None:
         """Start the run's workflow, eagerly in this process if it can be. Raises TemporalUnavailable."""
-        try:
-            await self._connected().start_workflow(
-                WORKFLOW,
-                RunInput(run_id, plan, self._heartbeat_s, generation),
-                id=run_id,
-                task_queue=self._task_queue,
-                request_eager_start=True,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                rpc_timeout=self._timeout,
-            )
-        except WorkflowAlreadyStartedError:
-            _log.info("the workflow of run %s was started already", run_id)
-        except RPCError as error:
-            raise TemporalUnavailable(retry_after_s=2.0) from error
+        if request.workflow is None:
+            await self._start(WORKFLOW, RunInput(run.id, request.plan, self._heartbeat_s, generation), run.id)
+            return
+        target = request.workflow
+        argument = workflow_input(run, request.body, target["input"])
+        job = ForeignInput(run.id, target["type"], target["task_queue"], target["timeout_s"], argument)
+        await self._start(FOREIGN_WORKFLOW, job, watcher_id(run.id))
 
-    async def cancel(self, run_id: str, reason: str | None) -> None:
+    async def cancel(self, run: Run, reason: str | None) -> None:
         """Ask the run's workflow to stop; one that is closed or unknown needs nothing. Raises TemporalUnavailable."""
         try:
-            await self._connected().get_workflow_handle(run_id).cancel(reason=reason or "", rpc_timeout=self._timeout)
+            await self._handle(run).cancel(reason=reason or "", rpc_timeout=self._timeout)
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable(retry_after_s=2.0) from error
@@ -150,10 +145,10 @@ class Temporal:
             raise TemporalUnavailable(retry_after_s=2.0) from error
         return timeline(history.events, full=full)
 
-    async def execution(self, run_id: str) -> Execution:
-        """What became of the run's workflow. Raises TemporalUnavailable."""
+    async def execution(self, run: Run) -> Execution:
+        """What became of the workflow that ends the run. Raises TemporalUnavailable."""
         try:
-            found = await self._connected().get_workflow_handle(run_id).describe(rpc_timeout=self._timeout)
+            found = await self._handle(run).describe(rpc_timeout=self._timeout)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return Execution.MISSING
@@ -168,6 +163,27 @@ class Temporal:
         except RPCError as error:
             raise TemporalUnavailable from error
 
+    async def _start(self, workflow: str, job: RunInput | ForeignInput, workflow_id: str) -> None:
+        try:
+            await self._connected().start_workflow(
+                workflow,
+                job,
+                id=workflow_id,
+                task_queue=self._task_queue,
+                request_eager_start=True,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                rpc_timeout=self._timeout,
+            )
+        except WorkflowAlreadyStartedError:
+            _log.info("the workflow %s was started already", workflow_id)
+        except RPCError as error:
+            raise TemporalUnavailable(retry_after_s=2.0) from error
+
+    def _handle(self, run: Run) -> WorkflowHandle[Any, Any]:
+        """Of the workflow that ends the run: its own, or the watcher of a user's."""
+        return self._connected().get_workflow_handle(watcher_id(run.id) if run.foreign else run.id)
+
     def _connected(self) -> Client:
         if self._client is None:
             raise TemporalUnavailable(retry_after_s=2.0)
@@ -180,7 +196,7 @@ class Temporal:
         worker = Worker(
             self._client,
             task_queue=self._task_queue,
-            workflows=[RunWorkflow],
+            workflows=[RunWorkflow, ForeignWorkflow],
             activities=self._activities.all,
             workflow_runner=SandboxedWorkflowRunner(
                 restrictions=SandboxRestrictions.default.with_passthrough_modules(*_PASSED_THROUGH)
