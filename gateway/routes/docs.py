@@ -26,9 +26,9 @@ class DocsRoutes:
         )
 
     def routes(self) -> list[Route]:
-        return [Route("GET", "/docs", Access.ANYBODY, self.get, _ABOUT)]
+        return [Route("GET", "/docs", Access.ANYBODY, self.page, _ABOUT)]
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def page(self, request: web.Request) -> web.Response:
         """Read this description as a page."""
         headers = {"Content-Security-Policy": self._policy, "X-Content-Type-Options": "nosniff"}
         return web.Response(body=self._page, headers=headers, content_type="text/html", charset="utf-8")
