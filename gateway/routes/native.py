@@ -37,7 +37,9 @@ def session_id(request: web.Request) -> str:
 
 
 async def asked(request: web.Request, model: type[Body], *, max_bytes: int, required: bool = True) -> Body:
-    """The body as `model`; one that is not `required` may be empty."""
+    """The body as `model`. Where it is not `required` there may be none, of whichever type the client's library says it is."""
+    if not required and not request.can_read_body:
+        return parse_body(model, b"", required=False)
     raw = await read_json_body(request, max_bytes=max_bytes, timeout_s=_BODY_TIMEOUT_S)
     return parse_body(model, raw, required=required)
 
