@@ -40,6 +40,7 @@ async def an_engine(
     models: Mapping[str, Any] = MODELS,
     metrics: Metrics | None = None,
     clock: Clock | None = None,
+    temporal_wait_s: float = 0.0,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
     """One process; give two of them the same stores and they are two replicas."""
@@ -61,7 +62,7 @@ async def an_engine(
         metrics=metrics or NoMetrics(),
         clock=clock,
         owner="test",
-        temporal_wait_s=0.0,
+        temporal_wait_s=temporal_wait_s,
     )
     async with assembly.engine(config, parts) as engine:
         yield engine
