@@ -10,12 +10,15 @@ import asyncio
 import random
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from gateway.access.keys import Access, KeyRing, Keys, Open
+from gateway.access.origins import Origins
+from gateway.access.tickets import Tickets, derived_secret
 from gateway.departures import Departures
 from gateway.edge import Edge, name_response
 from gateway.observe import logs
@@ -28,12 +31,16 @@ from gateway.routes.models import ModelRoutes
 from gateway.routes.openapi import OpenApiRoutes
 from gateway.routes.route import add_routes
 from gateway.routes.sessions import SessionRoutes
+from gateway.routes.stream_sse import SseRoutes
+from gateway.routes.stream_ws import WebSocketRoutes
 from gateway.routes.task_control import TaskControlRoutes
 from gateway.routes.tasks import TaskRoutes
+from gateway.routes.tickets import TicketRoutes
 from gateway.rpc import grpc_door
 from gateway.settings import Auth, Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import listening
+from gateway.wire.native import Renderings
 from gateway.wiring import configuration
 from orchestrator.assembly import orchestrator
 from orchestrator.engine import Engine
@@ -85,10 +92,13 @@ def build_app(
 ) -> web.Application:
     """All routes, behind the edge."""
     access: dict[web.AbstractRoute, Access] = {}
-    edge = Edge(key_ring(settings.auth), access, drain, metrics, new_request_id)
+    tickets = Tickets(lambda: ticket_secret(settings.auth), time.time)
+    edge = Edge(key_ring(settings.auth), tickets, access, drain, metrics, new_request_id)
     app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
     app[ACCESS] = access
     app.on_response_prepare.append(name_response)
+    origins = Origins(settings.server.origins, trust_host=settings.auth.mode != "off")
+    shown = settings, engine, drain, departures, metrics, Renderings(), origins
     routes = [
         *ChatRoutes(settings, engine, drain, departures, metrics).routes(),
         *ModelRoutes(engine).routes(),
@@ -96,6 +106,9 @@ def build_app(
         *TaskControlRoutes(settings, engine).routes(),
         *ApprovalRoutes(settings, engine).routes(),
         *SessionRoutes(settings, engine).routes(),
+        *SseRoutes(*shown, jitter=lambda ms: random.randint(ms * 3 // 4, ms * 5 // 4)).routes(),
+        *WebSocketRoutes(*shown).routes(),
+        *TicketRoutes(engine, tickets).routes(),
         *HealthRoutes(engine, drain, metrics).routes(),
         *DocsRoutes().routes(),
     ]
@@ -107,6 +120,12 @@ def key_ring(auth: Auth) -> KeyRing:
     if auth.mode == "off":
         return Open()
     return Keys((key.key.get_secret_value(), Principal(tenant=key.tenant, key_id=key.name)) for key in auth.keys)
+
+
+def ticket_secret(auth: Auth) -> bytes:
+    if auth.ticket_secret is not None:
+        return auth.ticket_secret.get_secret_value().encode()
+    return derived_secret(key.key.get_secret_value() for key in auth.keys)
 
 
 def new_request_id() -> str:

@@ -15,16 +15,19 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from gateway.access.keys import Access, KeyRing
+from gateway.access.tickets import Ticket, Tickets
+from gateway.errors import Unauthorized
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.drain import Drain
 from gateway.transports.error_response import error_response, of_http
-from orchestrator.errors import HeadgateError
+from orchestrator.errors import HeadgateError, RunNotFound
 from orchestrator.runs import Principal
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 REQUEST_ID = web.RequestKey("request_id", str)
 WORKFLOW_ID = web.RequestKey("workflow_id", str)
+TICKET = web.RequestKey("ticket", Ticket)
 
 CLIENT_LEFT = 499
 """In logs and metrics, the status of a request whose client left before it was answered."""
@@ -43,6 +46,16 @@ def about_run(request: web.Request, run_id: str) -> None:
     structlog.contextvars.bind_contextvars(workflow_id=run_id)
 
 
+def only_run(request: web.Request, run_id: str) -> str | None:
+    """The one run that the caller's ticket is for, if it has such a ticket. Raises RunNotFound if `run_id` is another."""
+    ticket = request.get(TICKET)
+    if ticket is None or ticket.run_id is None:
+        return None
+    if ticket.run_id != run_id:
+        raise RunNotFound
+    return run_id
+
+
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
     """Put the ids on a response that is about to be sent. For `on_response_prepare`, the one place all of them pass."""
     headers = response.headers
@@ -58,12 +71,14 @@ class Edge:
     def __init__(
         self,
         keys: KeyRing,
+        tickets: Tickets,
         access: Mapping[web.AbstractRoute, Access],
         drain: Drain,
         metrics: GatewayMetrics,
         new_request_id: Callable[[], str],
     ) -> None:
         self._keys = keys
+        self._tickets = tickets
         self._access = access
         self._drain = drain
         self._metrics = metrics
@@ -115,8 +130,18 @@ class Edge:
         if request.match_info.http_exception is not None:
             return  # no such route: the handler raises that
         rule = self._access[route]
-        if rule is not Access.ANYBODY:
+        if rule is Access.STREAM and "ticket" in request.query:
+            ticket = request[TICKET] = self._ticket(request)
+            request[PRINCIPAL] = ticket.principal
+        elif rule is not Access.ANYBODY:
             request[PRINCIPAL] = self._keys.principal(request.headers)
+
+    def _ticket(self, request: web.Request) -> Ticket:
+        """The one ticket of a request that has no key as well: it must be clear on whose behalf it comes."""
+        presented = request.query.getall("ticket")
+        if len(presented) != 1 or "Authorization" in request.headers or "X-API-Key" in request.headers:
+            raise Unauthorized
+        return self._tickets.honour(presented[0])
 
     def _report(self, request: web.Request, status: int, seconds: float) -> None:
         route = request.match_info.route

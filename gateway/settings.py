@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -50,6 +51,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/\s,]+", text):
+        raise ValueError("should be '*', or scheme and host as in https://app.example.com: browsers send no path")
+    return text
+
+
 class Server(Section):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 is every IPv4 address.")
     port: int = Field(default=8080, ge=0, le=65535, description="0: a free one.")
@@ -57,6 +64,9 @@ class Server(Section):
     max_header_bytes: ByteSize = Field(default=ByteSize(64 * KIB), gt=0, description="Largest single header field of a request.")
     drain_s: float = Field(
         default=20.0, ge=0, description="After SIGTERM: how long open streams may go on before they are closed."
+    )
+    origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        default=(), description="Web pages that may open native streams, besides the server's own; `*` is all of them."
     )
 
 
@@ -103,6 +113,9 @@ class Key(Section):
 
 class Auth(Section):
     mode: Literal["off", "keys"] = "off"
+    ticket_secret: Annotated[SecretStr, Field(min_length=16)] | None = Field(
+        default=None, description="Signs stream tickets; replicas need the same. None: it is derived from `keys`."
+    )
     keys: tuple[Key, ...] = ()
 
 
@@ -172,6 +185,16 @@ class Streams(Section):
         description="How long headers wait for the first output, so that an early failure is a real HTTP status.",
     )
     stall_timeout_s: PositiveFloat = Field(default=60.0, description="A client that takes no bytes for so long is disconnected.")
+    ws_ping_s: PositiveFloat = Field(
+        default=20.0, description="Silence after which a WebSocket is pinged; it is dead if nothing comes back in half that time."
+    )
+    ws_max_message_bytes: ByteSize = Field(
+        default=ByteSize(64 * KIB), gt=0, description="A longer message of a WebSocket client closes its socket with 1009."
+    )
+    ws_messages_per_s: PositiveFloat = Field(
+        default=50.0, description="A WebSocket client that says more, pings included, is listened to more slowly."
+    )
+    ws_max_runs: PositiveInt = Field(default=100, description="Runs that one WebSocket may show at a time.")
 
 
 class Runs(Section):

@@ -1,13 +1,13 @@
 """Writing WebSocket messages (RFC 6455, section 5.2). Bytes in, bytes out.
 
 Frames are made here and not by the HTTP library so that a message that a thousand readers get is framed once, and messages
-that are ready together leave in one write. Only what a server sends as data: unmasked, unfragmented, never compressed.
+that are ready together leave in one write. Only what a server sends: unmasked, unfragmented, never compressed.
 """
 
 from __future__ import annotations
 
-_TEXT = 0x81
-"""FIN, and the opcode of text."""
+_TEXT, _PONG = 0x81, 0x8A
+"""FIN, and the opcode."""
 
 _EXTENDED_16, _EXTENDED_64 = 126, 127
 
@@ -20,3 +20,8 @@ def text(payload: bytes) -> bytes:
     if size < 1 << 16:
         return bytes((_TEXT, _EXTENDED_16, size >> 8, size & 0xFF)) + payload
     return bytes((_TEXT, _EXTENDED_64)) + size.to_bytes(8) + payload
+
+
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping with the same payload, which is at most 125 bytes long."""
+    return bytes((_PONG, len(payload))) + payload
