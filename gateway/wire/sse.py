@@ -41,6 +41,11 @@ def frame(json: bytes, *, event: str | None = None, id: str | None = None) -> by
     return head + b"data: " + escape(json) + b"\n\n"
 
 
+def verbatim(line: bytes, *, id: bytes) -> bytes:
+    """One event whose data arrives byte for byte. `line` holds no CR or LF, and its reader ends lines at nothing else."""
+    return b"id: %b\ndata: %b\n\n" % (id, line)
+
+
 def around(before: bytes, after: bytes) -> tuple[bytes, bytes]:
     """A frame of which the middle of the data is still missing: what to write before and after it.
 

@@ -1,0 +1,40 @@
+"""An error on its way between processes: it becomes the same exception, with the same facts, on the other side. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from orchestrator.errors import Failure, HeadgateError
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """`kind` is the name of the exception's class."""
+
+    kind: str
+    failure: Failure
+
+
+def pack(error: HeadgateError) -> bytes:
+    return msgspec.json.encode(Refusal(type(error).__name__, error.failure()))
+
+
+def unpack(body: bytes) -> HeadgateError | None:
+    """The exception to raise; None if these bytes are not a refusal. A kind that is not known here keeps its facts."""
+    try:
+        refusal = msgspec.json.decode(body, type=Refusal)
+    except msgspec.DecodeError:
+        return None
+    kinds = {kind.__name__: kind for kind in _kinds(HeadgateError)}
+    failure, kind = refusal.failure, kinds.get(refusal.kind, HeadgateError)
+    error = kind.__new__(kind)  # some take other arguments
+    HeadgateError.__init__(error, failure.message, code=failure.code, param=failure.param, retry_after_s=failure.retry_after_s)
+    error.status, error.type, error.retryable = failure.status, failure.type, failure.retryable
+    return error
+
+
+def _kinds(kind: type[HeadgateError]) -> Iterator[type[HeadgateError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
