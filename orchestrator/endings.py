@@ -37,6 +37,11 @@ def _ending(at: str, event_type: EventType, payload: dict[str, Any], message: st
     )
 
 
+def failed_state(failure: Failure) -> RunState:
+    """The state of a run that failed like this."""
+    return RunState.TIMEOUT if failure.code == TIMEOUT.code else RunState.FAILED
+
+
 def outcome(event: Event) -> Outcome | None:
     """What an ending event says; None for any other event."""
     payload = event.payload or {}
@@ -47,7 +52,7 @@ def outcome(event: Event) -> Outcome | None:
             return Outcome(RunState.CANCELLED, reason=payload.get("reason"))
         case EventType.WORKFLOW_FAILED:
             failure = msgspec.convert(payload["error"], Failure)
-            return Outcome(RunState.TIMEOUT if failure.code == TIMEOUT.code else RunState.FAILED, failure)
+            return Outcome(failed_state(failure), failure)
         case _:
             return None
 

@@ -56,6 +56,16 @@ class Plan(StepModel):
         """The agent whose deltas are the run's answer."""
         return self.agent.name
 
+    def step(self, name: str) -> Agent:
+        """The agent step of this name. Raises KeyError."""
+        if self.agent.name != name:
+            raise KeyError(name)
+        return self.agent
+
+    def outline(self) -> dict[str, Any]:
+        """The plan as plain data without what only its agents need: prompts and parameters stay beside the log."""
+        return self.model_dump(mode="json", exclude={"agent": {"system", "parameters"}})
+
     def upstreams(self) -> frozenset[str]:
         """Every upstream that the plan names."""
         return frozenset(self.agent.upstream)

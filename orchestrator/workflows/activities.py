@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
@@ -20,10 +21,13 @@ from orchestrator.events import EventType
 from orchestrator.foreign import ForeignRuns
 from orchestrator.herald import Herald
 from orchestrator.plans.interpreter import StepResult
-from orchestrator.plans.plan import Agent
-from orchestrator.runs import RunState
-from orchestrator.streamlog.log import AppendSkipped, Fenced, Log, LogClosed, LogMissing
+from orchestrator.plans.plan import Plan
+from orchestrator.runs import Run, RunRequest, RunState
+from orchestrator.streamlog.log import AppendSkipped, Fenced, Log, LogClosed, LogMissing, LogUnavailable
 from orchestrator.workflows.run_workflow import ATTEMPTS_PER_TURN, END_RUN, RUN_AGENT, SAY, AgentInput, EndInput, SayInput
+
+_PATIENCE_S = 0.5
+"""How long an attempt that has not begun waits before it asks a log again that did not answer."""
 
 
 class Activities:
@@ -41,23 +45,34 @@ class Activities:
     @activity.defn(name=RUN_AGENT)
     async def run_agent(self, job: AgentInput) -> dict[str, Any]:
         """One attempt at an agent step. Worker loss and a shutdown are retried by Temporal; everything else is a result."""
-        run, request = await self._log.run(job.run_id), await self._log.request(job.run_id)
+        beat = _heartbeat()
+        run, request = await self._asked(job.run_id, beat)
         if run is None or request is None:
-            return _encoded(StepResult(RunState.FAILED, ended=True, failure=endings.ENGINE_ERROR))
+            return _encoded(StepResult(RunState.FAILED, ended=run is None, failure=endings.ENGINE_ERROR))
         work = Job(
             run=run,
             request=request,
-            step=Agent.model_validate(job.step),
+            step=Plan.model_validate(request.plan).step(job.step),
             attempt=job.turn * ATTEMPTS_PER_TURN + activity.info().attempt,
             final=job.final,
             lease_ms=round(job.heartbeat_s * 1000),
         )
         try:
-            return _encoded(await self._desk.work(work, beat=_heartbeat(), cancelled=_why))
+            return _encoded(await self._desk.work(work, beat=beat, cancelled=_why))
         except Fenced as error:
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
         except AppendSkipped as error:
             raise ApplicationError(error.message, type=error.code) from error
+
+    async def _asked(self, run_id: str, beat: Callable[[], None]) -> tuple[Run | None, RunRequest | None]:
+        """The run and its request, however long the log is away: an outage is no failure of an attempt."""
+        while True:
+            try:
+                return await self._log.run(run_id), await self._log.request(run_id)
+            except LogUnavailable as error:
+                activity.logger.warning("an attempt waits for the log: %s", error)
+                beat()
+                await asyncio.sleep(_PATIENCE_S)
 
     @activity.defn(name=END_RUN)
     async def end_run(self, job: EndInput) -> None:
@@ -67,7 +82,7 @@ class Activities:
         elif job.state == RunState.CANCELLED:
             await self._ender.cancel(job.run_id, job.reason, None)
         else:
-            failure = endings.WORKER_LOST if job.failure is None else msgspec.convert(job.failure, Failure)
+            failure = endings.ENGINE_ERROR if job.failure is None else msgspec.convert(job.failure, Failure)
             await self._ender.fail(job.run_id, failure)
 
     @activity.defn(name=SAY)
@@ -93,5 +108,8 @@ def _why() -> Stop:
 
 
 def _encoded(result: StepResult) -> dict[str, Any]:
+    """For the workflow's history, which is to hold neither prompts nor answers: an upstream's error may quote both."""
+    if result.ended and result.failure is not None:
+        result = msgspec.structs.replace(result, failure=Failure(result.failure.code, "The log says why."))
     encoded: dict[str, Any] = msgspec.to_builtins(result)
     return encoded

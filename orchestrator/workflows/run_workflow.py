@@ -1,6 +1,9 @@
 """The Temporal workflow of a run. It decides and does no I/O: agents and endings are activities.
 
-Nothing a model says passes through here: activities append to the log directly, and what returns is how a step ended.
+Nothing a model says or is told passes through here: activities append to the log directly, find the request and the prompts
+beside it, and return how a step ended, without the words of an upstream's error, which may quote the request.
+
+Recorded histories of this workflow are replayed in tests: tests/orchestrator/workflows/test_replay.py.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
+    from orchestrator import endings
     from orchestrator.plans.interpreter import StepResult, interpret
     from orchestrator.plans.plan import Agent, Plan
     from orchestrator.runs import RunState
@@ -34,7 +38,7 @@ ones outrank all attempts of earlier ones."""
 
 @dataclass
 class RunInput:
-    """What the workflow is given: references, not content. The request stays beside the log."""
+    """What the workflow is given: references, not content. `plan` is an outline; the request stays beside the log."""
 
     run_id: str
     plan: dict[str, Any]
@@ -44,8 +48,10 @@ class RunInput:
 
 @dataclass
 class AgentInput:
+    """`step` names an agent of the run's plan."""
+
     run_id: str
-    step: dict[str, Any]
+    step: str
     final: bool
     heartbeat_s: float
     turn: int
@@ -120,7 +126,7 @@ class TemporalSteps:
         job = self._job
         result = await workflow.execute_activity(
             RUN_AGENT,
-            AgentInput(job.run_id, agent.model_dump(mode="json"), final, job.heartbeat_s, self._turn),
+            AgentInput(job.run_id, agent.name, final, job.heartbeat_s, self._turn),
             result_type=dict,
             start_to_close_timeout=timedelta(seconds=agent.timeout_s + 60),
             schedule_to_close_timeout=timedelta(seconds=agent.timeout_s * 2 + 120),
@@ -162,21 +168,26 @@ class RunWorkflow:
         match result.state:
             case RunState.COMPLETED:
                 return {"state": result.state}
-            case RunState.CANCELLED:
+            case RunState.CANCELLED if workflow.cancellation_reason() is not None:
                 raise asyncio.CancelledError
+            case RunState.CANCELLED:  # the agent heard of it first; a workflow may only say so when it was asked itself
+                return {"state": result.state}
             case _:
-                failure = result.failure
-                raise ApplicationError(
-                    failure.message if failure else "The run failed.",
-                    type=failure.code if failure else "internal_error",
-                    non_retryable=True,
-                )
+                failure = result.failure or endings.ENGINE_ERROR
+                raise ApplicationError("The run failed; its log says why.", type=failure.code, non_retryable=True)
 
     def _broken_off(self, error: BaseException) -> StepResult:
         """An activity that never came to an end of its own."""
         if is_cancelled_exception(error):
             return StepResult(RunState.CANCELLED, ended=False, reason=workflow.cancellation_reason() or None)
-        return StepResult(RunState.FAILED, ended=False)
+        lost = error.cause if isinstance(error, ActivityError) else None
+        if not isinstance(lost, TimeoutError):
+            failure = endings.ENGINE_ERROR
+        elif lost.type is TimeoutType.HEARTBEAT:
+            failure = endings.WORKER_LOST
+        else:
+            failure = endings.TIMEOUT
+        return StepResult(endings.failed_state(failure), ended=False, failure=failure)
 
     async def _end(self, run_id: str, result: StepResult) -> None:
         failure = None if result.failure is None else msgspec.to_builtins(result.failure)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from orchestrator.engine import TimelineEvent
 from orchestrator.errors import RunConflict, Unavailable
 from orchestrator.foreign import workflow_input
+from orchestrator.plans.plan import Plan
 from orchestrator.runs import Run, RunRequest
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.foreign_workflow import FOREIGN_WORKFLOW, ForeignInput, ForeignWorkflow, watcher_id
@@ -30,6 +31,10 @@ from orchestrator.workflows.timeline import timeline
 _log = logging.getLogger(__name__)
 
 _PASSED_THROUGH = ("orchestrator", "msgspec", "pydantic", "pydantic_core", "annotated_types", "typing_extensions")
+_CONNECT_S = 5.0
+_RESTART_S = 5.0
+
+_Answer = TypeVar("_Answer")
 
 
 class TemporalUnavailable(Unavailable):
@@ -58,9 +63,9 @@ class Execution(StrEnum):
     MISSING = "missing"
 
 
-_EXECUTIONS = {
-    WorkflowExecutionStatus.RUNNING: Execution.RUNNING,
-    WorkflowExecutionStatus.CONTINUED_AS_NEW: Execution.RUNNING,
+_CLOSED = {
+    WorkflowExecutionStatus.FAILED: Execution.FAILED,
+    WorkflowExecutionStatus.TERMINATED: Execution.FAILED,
     WorkflowExecutionStatus.COMPLETED: Execution.COMPLETED,
     WorkflowExecutionStatus.CANCELED: Execution.CANCELLED,
     WorkflowExecutionStatus.TIMED_OUT: Execution.TIMED_OUT,
@@ -107,11 +112,13 @@ class Temporal:
             stopping.set()
             await asyncio.wait([task], timeout=self._drain_s + 10.0)
             task.cancel()
+            await asyncio.wait([task])
 
     async def start(self, run: Run, request: RunRequest, generation: int = 0) -> None:
         """Start the run's workflow, eagerly in this process if it can be. Raises TemporalUnavailable."""
         if request.workflow is None:
-            await self._start(WORKFLOW, RunInput(run.id, request.plan, self._heartbeat_s, generation), run.id)
+            outline = Plan.model_validate(request.plan).outline()
+            await self._start(WORKFLOW, RunInput(run.id, outline, self._heartbeat_s, generation), run.id)
             return
         target = request.workflow
         argument = workflow_input(run, request.body, target["input"])
@@ -121,7 +128,7 @@ class Temporal:
     async def cancel(self, run: Run, reason: str | None) -> None:
         """Ask the run's workflow to stop; one that is closed or unknown needs nothing. Raises TemporalUnavailable."""
         try:
-            await self._handle(run).cancel(reason=reason or "", rpc_timeout=self._timeout)
+            await self._bounded(self._handle(run).cancel(reason=reason or "", rpc_timeout=self._timeout))
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable(retry_after_s=2.0) from error
@@ -129,7 +136,8 @@ class Temporal:
     async def signal(self, run_id: str, name: str, args: Sequence[Any]) -> None:
         """Signal the run's workflow. Raises TemporalUnavailable; RunConflict if it is closed or unknown."""
         try:
-            await self._connected().get_workflow_handle(run_id).signal(name, args=args, rpc_timeout=self._timeout)
+            handle = self._connected().get_workflow_handle(run_id)
+            await self._bounded(handle.signal(name, args=args, rpc_timeout=self._timeout))
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 raise RunConflict("The run's workflow has ended.", code="run_ended") from error
@@ -138,7 +146,8 @@ class Temporal:
     async def timeline(self, run_id: str, *, full: bool) -> Sequence[TimelineEvent]:
         """What Temporal did for the run, in words. Empty if it knows nothing of it. Raises TemporalUnavailable."""
         try:
-            history = await self._connected().get_workflow_handle(run_id).fetch_history(rpc_timeout=self._timeout)
+            handle = self._connected().get_workflow_handle(run_id)
+            history = await self._bounded(handle.fetch_history(rpc_timeout=self._timeout))
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return ()
@@ -148,24 +157,25 @@ class Temporal:
     async def execution(self, run: Run) -> Execution:
         """What became of the workflow that ends the run. Raises TemporalUnavailable."""
         try:
-            found = await self._handle(run).describe(rpc_timeout=self._timeout)
+            found = await self._bounded(self._handle(run).describe(rpc_timeout=self._timeout))
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return Execution.MISSING
             raise TemporalUnavailable(retry_after_s=2.0) from error
-        return _EXECUTIONS.get(found.status, Execution.FAILED) if found.status else Execution.RUNNING
+        # A state that is not known to be closed is not: whoever asks ends the run if it is.
+        return _CLOSED.get(found.status, Execution.RUNNING) if found.status else Execution.RUNNING
 
     async def ping(self) -> None:
         """Raises TemporalUnavailable."""
         try:
-            if not await self._connected().service_client.check_health(timeout=self._timeout):
+            if not await self._bounded(self._connected().service_client.check_health(timeout=self._timeout)):
                 raise TemporalUnavailable
         except RPCError as error:
             raise TemporalUnavailable from error
 
     async def _start(self, workflow: str, job: RunInput | ForeignInput, workflow_id: str) -> None:
         try:
-            await self._connected().start_workflow(
+            starting = self._connected().start_workflow(
                 workflow,
                 job,
                 id=workflow_id,
@@ -175,6 +185,7 @@ class Temporal:
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 rpc_timeout=self._timeout,
             )
+            await self._bounded(starting)
         except WorkflowAlreadyStartedError:
             _log.info("the workflow %s was started already", workflow_id)
         except RPCError as error:
@@ -184,23 +195,37 @@ class Temporal:
         """Of the workflow that ends the run: its own, or the watcher of a user's."""
         return self._connected().get_workflow_handle(watcher_id(run.id) if run.foreign else run.id)
 
+    async def _bounded(self, call: Awaitable[_Answer]) -> _Answer:
+        """The call as a whole: the client repeats one that was not taken for up to ten seconds, each time with its own bound."""
+        try:
+            async with asyncio.timeout(self._timeout.total_seconds()):
+                return await call
+        except TimeoutError:
+            raise TemporalUnavailable(retry_after_s=2.0) from None
+
     def _connected(self) -> Client:
         if self._client is None:
             raise TemporalUnavailable(retry_after_s=2.0)
         return self._client
 
     async def _work(self, connected: asyncio.Event, stopping: asyncio.Event) -> None:
-        self._client = await self._connect(stopping)
-        if self._client is None:
-            return
+        """Until stopped. A worker that dies, of a namespace that is missing for example, is replaced."""
+        while (client := await self._connect(stopping)) is not None:
+            self._client = client
+            try:
+                await self._serve(client, connected, stopping)
+                return
+            except (RPCError, RuntimeError) as error:
+                _log.error("the Temporal worker failed; another one starts in %.0f s: %s", _RESTART_S, error)
+            await _any_within(_RESTART_S, stopping)
+
+    async def _serve(self, client: Client, connected: asyncio.Event, stopping: asyncio.Event) -> None:
         worker = Worker(
-            self._client,
+            client,
             task_queue=self._task_queue,
             workflows=[RunWorkflow, ForeignWorkflow],
             activities=self._activities.all,
-            workflow_runner=SandboxedWorkflowRunner(
-                restrictions=SandboxRestrictions.default.with_passthrough_modules(*_PASSED_THROUGH)
-            ),
+            workflow_runner=workflow_runner(),
             max_concurrent_activities=self._max_agents,
             max_concurrent_workflow_tasks=max(100, self._max_agents // 10),
             max_cached_workflows=max(1000, self._max_agents),
@@ -208,26 +233,47 @@ class Temporal:
             default_heartbeat_throttle_interval=timedelta(seconds=1),
             graceful_shutdown_timeout=timedelta(seconds=self._drain_s),
         )
-        async with worker:
-            connected.set()
-            await stopping.wait()
+        running = asyncio.create_task(worker.run(), name="temporal worker's run")
+        told = asyncio.create_task(stopping.wait())
+        connected.set()
+        try:
+            await asyncio.wait([running, told], return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                await worker.shutdown()
+            await running
+        finally:
+            told.cancel()
+            running.cancel()
+            await asyncio.wait([told, running])
 
     async def _connect(self, stopping: asyncio.Event) -> Client | None:
         """A client; waits for Temporal with growing pauses. None when there is no need any more."""
         delay_s = 0.1
         while not stopping.is_set():
             try:
-                return await Client.connect(
-                    self._address.target,
-                    namespace=self._address.namespace,
-                    tls=TLSConfig() if self._address.tls else False,
-                    api_key=self._address.api_key,
-                )
-            except (RPCError, RuntimeError, OSError) as error:
+                async with asyncio.timeout(_CONNECT_S):
+                    return await Client.connect(
+                        self._address.target,
+                        namespace=self._address.namespace,
+                        tls=TLSConfig() if self._address.tls else False,
+                        api_key=self._address.api_key,
+                    )
+            except (RPCError, RuntimeError, OSError, TimeoutError) as error:
                 _log.info("connecting to Temporal failed: %s", error)
-            try:
-                async with asyncio.timeout(delay_s):
-                    await stopping.wait()
-            except TimeoutError:
-                delay_s = min(delay_s * 2, 5.0)
+            await _any_within(delay_s, stopping)
+            delay_s = min(delay_s * 2, 5.0)
         return None
+
+
+def workflow_runner() -> WorkflowRunner:
+    """The SDK's sandbox, with everything passed through that our deterministic code imports."""
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*_PASSED_THROUGH))
+
+
+async def _any_within(seconds: float, event: asyncio.Event) -> None:
+    """Wait for the event, at most so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -198,7 +198,8 @@ async def test_cancel_before_the_first_token_closes_the_upstream(world: World) -
     assert result.state is RunState.CANCELLED
     assert call.ending == "cancelled"
     assert types(events)[-2:] == ["WORKFLOW_CANCELLED", "STREAM_END"]
-    assert events[-2].payload == {"reason": "enough", "by": "key"}
+    usage = {"prompt_tokens": 10, "total_tokens": 10, "estimated": True}
+    assert events[-2].payload == {"reason": "enough", "by": "key", "usage": usage}
 
 
 async def test_cancel_in_the_middle_records_the_usage_so_far(world: World) -> None:
