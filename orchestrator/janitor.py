@@ -2,14 +2,18 @@
 
 One process at a time does the rounds, by a lease in the log's store. Doing too much is harmless: a closed log refuses a second
 ending, and Temporal refuses a second workflow of the same run.
+
+A round costs one call per run that is being executed, many of them in flight together. Temporal is asked about a bounded number
+of runs per round, those first that have waited longest: thousands of queued runs are no reason to storm it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from orchestrator.clock import Clock
 from orchestrator.ender import Ender
@@ -22,6 +26,11 @@ from orchestrator.workflows.worker import Execution, Temporal
 _log = logging.getLogger(__name__)
 
 _LEASE = "janitor"
+_LOOKS_AT_ONCE = 100
+_ASKS_AT_ONCE = 10
+_ASKS_PER_ROUND = 200
+
+_Item = TypeVar("_Item")
 
 
 class Janitor:
@@ -48,56 +57,87 @@ class Janitor:
             task.cancel()
             await asyncio.wait([task])
 
-    async def round(self) -> None:
-        """Look at every run that may be unfinished."""
+    async def round(self) -> bool:
+        """Look at every run that may be unfinished. False if another process does the rounds.
+
+        Raises Unavailable when a backend is away; what can be done without it is done.
+        """
+        if not await self._log.lease(_LEASE, self._owner, round(self._round_s * 3000)):
+            return False
         active = await self._log.active()
-        self._unattended = {run_id: since for run_id in active if (since := self._unattended.get(run_id)) is not None}
-        for run_id in active:
-            await self._look(run_id)
+        known = set(active)
+        self._unattended = {run_id: since for run_id, since in self._unattended.items() if run_id in known}
+        waiting: list[Run] = []
+        await _each(lambda run_id: self._look(run_id, waiting), active, _LOOKS_AT_ONCE)
+        waiting.sort(key=lambda run: self._unattended[run.id])
+        await _each(self._end_lost, [run for run in waiting if not run.durable], _LOOKS_AT_ONCE)
+        await _each(self._ask_temporal, [run for run in waiting if run.durable][:_ASKS_PER_ROUND], _ASKS_AT_ONCE)
+        return True
 
     async def _rounds(self) -> None:
         while True:
             try:
-                if await self._log.lease(_LEASE, self._owner, round(self._round_s * 3000)):
-                    await self.round()
+                await self.round()
             except Unavailable as error:
                 _log.warning("a janitor's round was cut short: %s", error)
+            except Exception:  # noqa: BLE001 - the outermost edge of this task: the next round comes
+                _log.exception("a janitor's round failed")
             await asyncio.sleep(self._round_s)
 
-    async def _look(self, run_id: str) -> None:
-        tail = await self._log.tail(run_id)
-        run = None if tail is None else await self._log.run(run_id)
-        if run is None or tail is None or tail.closed:
-            await self._log.settle(run_id)
-        elif await self._log.lease_ms(run_id):
+    async def _look(self, run_id: str, waiting: list[Run]) -> None:
+        """Note the run in `waiting` if nobody has held it for the grace period."""
+        if await self._log.lease_ms(run_id):
             self._unattended.pop(run_id, None)
-        elif self._clock.time() - self._unattended.setdefault(run_id, self._clock.time()) >= self._grace_s:
-            await self._attend(run)
-
-    async def _attend(self, run: Run) -> None:
-        """Nobody has held the run for a while."""
-        if not run.durable:
-            await self._fail(run, Execution.FAILED)
             return
+        run = await self._log.run(run_id)
+        if run is None or run.ended_ms is not None:
+            await self._log.settle(run_id)
+        elif self._clock.time() - self._unattended.setdefault(run_id, self._clock.time()) >= self._grace_s:
+            waiting.append(run)
+
+    async def _ask_temporal(self, run: Run) -> None:
+        """What a durable run that nobody holds is waiting for."""
         match await self._temporal.execution(run):
             case Execution.RUNNING:
-                self._unattended.pop(run.id, None)  # Temporal will give it to a worker
+                self._unattended[run.id] = self._clock.time()  # Temporal will give it to a worker
             case Execution.MISSING:
-                request = await self._log.request(run.id)
-                if request is None:
-                    await self._ender.fail(run.id, ENGINE_ERROR)
-                else:
-                    _log.warning("the start of a run was lost; starting it", extra={"workflow_id": run.id})
-                    await self._temporal.start(run, request, generation=1)
-            case closed:
-                await self._fail(run, closed)
-
-    async def _fail(self, run: Run, execution: Execution) -> None:
-        _log.warning("a run was left without an ending; ending it", extra={"workflow_id": run.id, "execution": execution})
-        match execution:
+                await self._start(run)
             case Execution.CANCELLED:
+                _tell(run)
                 await self._ender.cancel(run.id, None, None)
             case Execution.TIMED_OUT:
+                _tell(run)
                 await self._ender.fail(run.id, TIMEOUT)
-            case _:
-                await self._ender.fail(run.id, WORKER_LOST)
+            case Execution.FAILED | Execution.COMPLETED:
+                await self._end_lost(run)
+
+    async def _start(self, run: Run) -> None:
+        """Later generations outrank earlier ones, of which nothing is known here: a run's age in seconds tells them apart."""
+        request = await self._log.request(run.id)
+        if request is None:
+            await self._ender.fail(run.id, ENGINE_ERROR)
+            return
+        _log.warning("the start of a run was lost; starting it", extra={"workflow_id": run.id})
+        generation = max(1, int(self._clock.time() - run.created_ms / 1000))
+        await self._temporal.start(run, request, generation)
+        self._unattended[run.id] = self._clock.time()
+
+    async def _end_lost(self, run: Run) -> None:
+        _tell(run)
+        await self._ender.fail(run.id, WORKER_LOST)
+
+
+def _tell(run: Run) -> None:
+    _log.warning("a run was left without an ending; ending it", extra={"workflow_id": run.id})
+
+
+async def _each(work: Callable[[_Item], Awaitable[None]], items: Sequence[_Item], at_once: int) -> None:
+    """Do this with each, some at a time. One that fails does not hold up the others; a backend that is away ends it."""
+    for start in range(0, len(items), at_once):
+        outcomes = await asyncio.gather(*map(work, items[start : start + at_once]), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, Unavailable):
+                _log.error("a run could not be looked after", exc_info=outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, Unavailable):
+                raise outcome
