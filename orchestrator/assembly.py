@@ -117,7 +117,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
     lease_ms = round(config.heartbeat_s * 1000)
     async with AsyncExitStack() as stack:
         archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
-        fanout = Fanout(log, archive, ring_bytes=config.ring_bytes)
+        fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
         tokens = Tokenizer()
         ender, herald = Ender(log, metrics, clock), Herald(log, clock)
@@ -147,7 +147,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         records = Records(log, store, clock)
         control = Control(log=log, records=records, herald=herald, desk=desk, inline=inline, temporal=temporal)
         stack.push_async_callback(control.close)
-        yield LocalEngine(
+        local = LocalEngine(
             log=log,
             fanout=fanout,
             store=store,
@@ -163,3 +163,5 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             clock=clock,
             random_bytes=secrets.token_bytes,
         )
+        stack.push_async_callback(local.close)
+        yield local

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import endings
+from orchestrator.agents.history import asked_to_stop
 from orchestrator.clock import Clock
 from orchestrator.errors import Failure
 from orchestrator.events import Event, encode, timestamp
 from orchestrator.metrics import Metrics
 from orchestrator.runs import RunState
-from orchestrator.streamlog.log import Log, LogClosed, LogMissing
+from orchestrator.streamlog.log import Log, LogClosed, LogMissing, LogUnavailable
 
-_WRITER = "ender"
+_WRITER = "said:ending"
+"""No agent can have this name."""
 
 
 class Ender:
@@ -31,11 +33,15 @@ class Ender:
 
     async def fail(self, run_id: str, failure: Failure) -> bool:
         """End the run as failed. False if it had ended already, or its log is gone."""
-        state = RunState.TIMEOUT if failure.code == endings.TIMEOUT.code else RunState.FAILED
-        return await self._end(run_id, endings.failed(self._at(), failure), state)
+        return await self._end(run_id, endings.failed(self._at(), failure), endings.failed_state(failure))
 
     async def cancel(self, run_id: str, reason: str | None, by: str | None) -> bool:
-        """End the run as cancelled. False if it had ended already, or its log is gone."""
+        """End the run as cancelled. False if it had ended already, or its log is gone. Raises LogUnavailable.
+
+        Who asked, and why, is taken from the log where the caller does not know.
+        """
+        if by is None and (asked := await asked_to_stop(self._log, run_id)) is not None:
+            reason, by = asked.reason, asked.by
         return await self._end(run_id, endings.cancelled(self._at(), reason, by), RunState.CANCELLED)
 
     def _at(self) -> str:
@@ -48,7 +54,13 @@ class Ender:
         except (LogClosed, LogMissing):
             await self._log.settle(run_id)
             return False
-        run = await self._log.run(run_id)
-        age_s = 0.0 if run is None else self._clock.time() - run.created_ms / 1000
-        self._metrics.run_ended(state, age_s)
+        self._metrics.run_ended(state, await self._age_s(run_id))
         return True
+
+    async def _age_s(self, run_id: str) -> float:
+        """For the statistics only: the ending stands, whatever becomes of this question."""
+        try:
+            run = await self._log.run(run_id)
+        except LogUnavailable:
+            run = None
+        return 0.0 if run is None else self._clock.time() - run.created_ms / 1000

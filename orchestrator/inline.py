@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from orchestrator.agents.desk import Desk
 from orchestrator.agents.job import Interrupted, Job, Stop
@@ -18,9 +20,12 @@ from orchestrator.herald import Herald
 from orchestrator.plans.interpreter import StepResult, interpret
 from orchestrator.plans.plan import Agent, Plan
 from orchestrator.runs import Run, RunRequest, RunState
-from orchestrator.streamlog.log import AppendSkipped, Log
+from orchestrator.streamlog.log import AppendSkipped, Log, LogUnavailable
 
 _log = logging.getLogger(__name__)
+
+_CLOSE_S = 10.0
+_PATIENCE_S = 0.5
 
 
 class Gate:
@@ -133,40 +138,49 @@ class InlineRuns:
         """Stop what still runs; each log says that the server was stopped."""
         for run_id in list(self._gates):
             self.stop(run_id, Stop("shutdown"))
-        self.desk.stop_all(Stop("shutdown"))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10.0)
-        for task in self._tasks:
+            self.desk.stop(run_id, Stop("shutdown"))
+        if not self._tasks:
+            return
+        _, left = await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+        for task in left:
+            _log.warning("%s goes without an ending; the janitor gives it one", task.get_name())
             task.cancel()
+        if left:
+            await asyncio.wait(left)
 
     async def _execute(self, run: Run, request: RunRequest, plan: Plan) -> None:
         try:
-            result = await interpret(plan, InlineSteps(self, run, request, self._gates[run.id]))
-            if not result.ended:
-                await self._end(run.id, result)
-        except Stopped as stopped:
-            await self._stopped(run.id, stopped.stop)
-        except Interrupted:
-            await self._ender.fail(run.id, SHUTDOWN)
-        except AppendSkipped:
-            await self._ender.fail(run.id, LOG_ROLLED_BACK)
-        except HeadgateError as error:
-            await self._ender.fail(run.id, error.failure())
-        except Exception:  # noqa: BLE001 - the outermost edge of a run: whatever it was, the log must end
-            _log.exception("run failed inside Headgate", extra={"workflow_id": run.id})
-            await self._ender.fail(run.id, ENGINE_ERROR)
-
+            end = await self._outcome(run, request, plan)
+            while end is not None:
+                try:
+                    await end()
+                    break
+                except LogUnavailable as error:  # nobody else knows how the run ended
+                    _log.warning("an ending waits for the log: %s", error, extra={"workflow_id": run.id})
+                    await asyncio.sleep(_PATIENCE_S)
         finally:
             del self._gates[run.id]
 
-    async def _stopped(self, run_id: str, stop: Stop) -> None:
-        if stop.kind == "cancelled":
-            await self._ender.cancel(run_id, stop.reason, stop.by)
-        else:
-            await self._ender.fail(run_id, SHUTDOWN)
-
-    async def _end(self, run_id: str, result: StepResult) -> None:
-        if result.state is RunState.CANCELLED:
-            await self._ender.cancel(run_id, result.reason, None)
-        else:
-            await self._ender.fail(run_id, result.failure or ENGINE_ERROR)
+    async def _outcome(self, run: Run, request: RunRequest, plan: Plan) -> Callable[[], Awaitable[bool]] | None:
+        """How to end the run, unless its agent has."""
+        try:
+            result = await interpret(plan, InlineSteps(self, run, request, self._gates[run.id]))
+            if result.ended:
+                return None
+            if result.state is RunState.CANCELLED:
+                return partial(self._ender.cancel, run.id, result.reason, None)
+            failure = result.failure or ENGINE_ERROR
+        except Stopped as stopped:
+            if stopped.stop.kind == "cancelled":
+                return partial(self._ender.cancel, run.id, stopped.stop.reason, stopped.stop.by)
+            failure = SHUTDOWN
+        except Interrupted:
+            failure = SHUTDOWN
+        except AppendSkipped:
+            failure = LOG_ROLLED_BACK
+        except HeadgateError as error:
+            failure = error.failure()
+        except Exception:  # noqa: BLE001 - the outermost edge of a run: whatever it was, the log must end
+            _log.exception("run failed inside Headgate", extra={"workflow_id": run.id})
+            failure = ENGINE_ERROR
+        return partial(self._ender.fail, run.id, failure)

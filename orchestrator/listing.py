@@ -37,9 +37,11 @@ class Records:
 
     async def run(self, principal: Principal, run_id: str) -> Run:
         """Raises RunNotFound for what is missing, foreign, or cannot be a run's id."""
-        run = None
-        if is_run_id(run_id):
-            run = await self._log.run(run_id) or await self._store.run(run_id)
+        run = await self._log.run(run_id) if is_run_id(run_id) else None
+        if run is not None and run.tenant == principal.tenant:
+            return run
+        # A foreign run takes the same way as a missing one, so that an archive that is away does not tell the two apart.
+        run = await self._store.run(run_id) if is_run_id(run_id) else None
         if run is None or run.tenant != principal.tenant:
             raise RunNotFound
         return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -38,11 +38,13 @@ from orchestrator.publishing import Publishing
 from orchestrator.runs import ALL_RUNS, Principal, Run, RunFilter, RunRequest, new_run_id
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
-from orchestrator.streamlog.log import BEGINNING, Log, Position
+from orchestrator.streamlog.log import BEGINNING, Log, LogUnavailable, Position
 from orchestrator.upstreams.upstream import ModelCard, Upstream, UpstreamError
 from orchestrator.workflows.worker import Temporal
 
 _log = logging.getLogger(__name__)
+
+_WITHDRAW_S = (1.0, 2.0, 4.0, 8.0)
 
 QUERY_CHARS = 1000
 """How much of what the user asked is kept for listings."""
@@ -83,6 +85,14 @@ class LocalEngine:
         self._metrics = metrics
         self._clock = clock
         self._random_bytes = random_bytes
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait a moment for what was begun on behalf of callers who did not wait."""
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=5.0)
+            for task in left:
+                task.cancel()
 
     def resolve(self, model: str) -> Resolved:
         return self._catalog.resolve(model)
@@ -119,7 +129,11 @@ class LocalEngine:
             payload={"model": run.model, "answers": run.answers, "durable": run.durable},
         )
         self._fanout.hold(run.id, run.tenant)
-        await self._log.open(run, request, [encode(started)], events=[started])
+        try:
+            await self._log.open(run, request, [encode(started)], events=[started])
+        except LogUnavailable:
+            self._in_background(self._withdraw(run.id))
+            raise
         self._metrics.run_started()
         if entry.plan is not None and not run.durable:
             self._inline.start(run, request, entry.plan)
@@ -186,17 +200,21 @@ class LocalEngine:
             yield cursor
 
     async def models(self) -> Sequence[ModelCard]:
-        cards = [ModelCard(name, owned_by=entry.owned_by) for name, entry in self._catalog.named()]
-        for prefix, entry in self._catalog.patterns():
-            if entry.plan is None:
-                continue
-            try:
-                served = await self._upstreams[entry.plan.agent.upstream[0]].models()
-            except UpstreamError as error:
-                _log.info("the models of an upstream are not known: %s", error.code)
-                continue
-            cards += [ModelCard(prefix + card.id, card.created, card.owned_by) for card in served]
-        return list({card.id: card for card in reversed(cards)}.values())[::-1]
+        cards = {name: ModelCard(name, owned_by=entry.owned_by) for name, entry in self._catalog.named()}
+        asked = [(prefix, entry.plan.agent.upstream[0]) for prefix, entry in self._catalog.patterns() if entry.plan is not None]
+        names = dict.fromkeys(upstream for _, upstream in asked)
+        served = dict(zip(names, await asyncio.gather(*map(self._served, names)), strict=True))
+        for prefix, upstream in asked:
+            for card in served[upstream]:
+                cards.setdefault(prefix + card.id, ModelCard(prefix + card.id, card.created, card.owned_by))
+        return list(cards.values())
+
+    async def _served(self, upstream: str) -> Sequence[ModelCard]:
+        try:
+            return await self._upstreams[upstream].models()
+        except UpstreamError as error:
+            _log.info("the models of an upstream are not known: %s", error.code)
+            return ()
 
     async def dependencies(self) -> Mapping[Literal["redis", "temporal", "postgres"], Dependency]:
         redis, temporal, postgres = await asyncio.gather(
@@ -211,8 +229,27 @@ class LocalEngine:
             await self._temporal.start(run, request)
         except Unavailable:
             # The start may have happened all the same, unseen. It then finds a closed log and does no harm.
-            await self._ender.fail(run.id, ENGINE_UNAVAILABLE)
+            try:
+                await self._ender.fail(run.id, ENGINE_UNAVAILABLE)
+            except LogUnavailable:
+                self._in_background(self._withdraw(run.id))
             raise
+
+    async def _withdraw(self, run_id: str) -> None:
+        """End a run whose submission was refused, though it may be in the log: nobody waits for it, and the janitor is not to
+        start it. Where the log is away for longer than this insists, the run is executed for nothing."""
+        for pause_s in _WITHDRAW_S:
+            try:
+                await self._ender.fail(run_id, ENGINE_UNAVAILABLE)
+                return
+            except LogUnavailable:
+                await asyncio.sleep(pause_s)
+        _log.warning("a run that was refused may be in the log", extra={"workflow_id": run_id})
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _query(body: dict[str, Any]) -> str | None:
