@@ -47,6 +47,10 @@ class RequestTooSlow(HeadgateError):
     code = "request_timeout"
 
 
+class ClientGone(ConnectionResetError):
+    """There is nobody to send anything to any more."""
+
+
 class Line:
     """One call's line to its client. Nothing is queued: `write` returns when the transport has taken the message."""
 
@@ -55,8 +59,11 @@ class Line:
         self._stall_timeout_s = stall_timeout_s
 
     async def begin(self, metadata: Sequence[tuple[str, str]]) -> None:
-        """Send the first metadata now, instead of with the first message."""
-        await self._context.send_initial_metadata(metadata)
+        """Send the first metadata now, instead of with the first message. Raises ClientGone."""
+        try:
+            await self._context.send_initial_metadata(metadata)
+        except aio.InternalError:
+            raise ClientGone from None
 
     async def read(self, kind: type[M]) -> M | None:
         """The next message; None when the client has sent its last. Raises MalformedMessage."""
@@ -69,12 +76,14 @@ class Line:
             raise MalformedMessage from None
 
     async def write(self, message: bytes) -> None:
-        """Raises ClientStalled when the client does not read, CancelledError when it is gone."""
+        """Raises ClientStalled when the client does not read, ClientGone or CancelledError when it is not there any more."""
         try:
             async with asyncio.timeout(self._stall_timeout_s):
                 await self._context.write(message)
         except TimeoutError:
             raise ClientStalled from None
+        except aio.InternalError:
+            raise ClientGone from None
 
 
 class Edge:
@@ -140,8 +149,8 @@ class Edge:
             if isinstance(error, ClientStalled):
                 self._observer.stalled()
             return error
-        except aio.BaseError:
-            raise  # the call is over: its client left while something was written to it
+        except ClientGone:
+            raise _over() from None
         except Exception:  # noqa: BLE001 - the outermost edge of a call
             _log.exception("a call failed")
             self._observer.internal_error()
@@ -177,5 +186,12 @@ async def _refuse(context: Context, error: HeadgateError) -> None:
         # A client that does not read cannot be told. What is left of its call goes with its connection.
         async with asyncio.timeout(_LAST_WORDS_S):
             await context.abort(code_of(error), details_of(error), trailers_of(error))
+    except aio.InternalError:
+        raise _over() from None
     except TimeoutError:
         _log.info("a client that does not read was not told why its call ended", extra={"code": error.code})
+
+
+def _over() -> asyncio.CancelledError:
+    """Ends a call whose client has left. Any other exception would have gRPC log an error and try to answer."""
+    return asyncio.CancelledError()

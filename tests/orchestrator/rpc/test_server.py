@@ -1,0 +1,89 @@
+"""Health, reflection, and the port that is listened on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc import StatusCode, aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from gateway.app import key_ring, new_session_id
+from gateway.observe.metrics import GatewayMetrics
+from gateway.rpc import PORT, grpc_door
+from gateway.settings import Settings
+from gateway.transports.drain import Drain
+from tests.orchestrator.rpc.conftest import SETTINGS, Door
+
+SERVICES = ["headgate.events.EventService", "shannon.orchestrator.OrchestratorService", "shannon.orchestrator.StreamingService"]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("service", ["", *SERVICES])
+async def test_health_is_told_to_anybody(door: Door, service: str) -> None:
+    checks = health_pb2_grpc.HealthStub(door.channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    assert (await checks.Check(request, timeout=10)).status == SERVING
+    watching = aiter(checks.Watch(request, timeout=10))
+    assert (await anext(watching)).status == SERVING
+    await door.listening.leave()
+    assert (await anext(watching)).status == NOT_SERVING
+    assert (await checks.Check(request, timeout=10)).status == NOT_SERVING
+
+
+async def test_health_of_what_does_not_exist(door: Door) -> None:
+    with pytest.raises(aio.AioRpcError) as raised:
+        await health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(service="nope"), timeout=10)
+    assert raised.value.code() is StatusCode.NOT_FOUND
+
+
+async def test_reflection_lists_the_services_and_their_messages(door: Door) -> None:
+    request = reflection_pb2.ServerReflectionRequest
+    asked = [
+        request(list_services=""),
+        *(request(file_containing_symbol=service) for service in SERVICES),
+        request(file_by_filename="protos/common.proto"),
+    ]
+    call = reflection_pb2_grpc.ServerReflectionStub(door.channel).ServerReflectionInfo(iter(asked), timeout=10)
+    listed, *files = [answer async for answer in call]
+    assert [service.name for service in listed.list_services_response.service] == sorted(
+        [*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+    )
+    found = {
+        FileDescriptorProto.FromString(file).name
+        for answer in files
+        for file in answer.file_descriptor_response.file_descriptor_proto
+    }
+    assert found >= {f"protos/{name}.proto" for name in ("common", "events", "orchestrator", "streaming")}
+
+
+async def _port(door: Door, **settings: object) -> int | None:
+    config = Settings.model_validate({**SETTINGS, "grpc": settings})
+    drain, metrics = Drain(spread=lambda _: 0.0), GatewayMetrics()
+    async with grpc_door(config, door.engine, key_ring(config.auth), drain, metrics, new_session_id) as listening:
+        return None if listening is None else listening.port
+
+
+async def test_a_port_that_is_taken_is_refused_and_not_shared(door: Door) -> None:
+    with pytest.raises(OSError, match=rf"127\.0\.0\.1:{door.listening.port}: something else"):
+        await _port(door, port=door.listening.port)
+
+
+async def test_without_a_port_it_is_the_usual_one_or_a_free_one(door: Door) -> None:
+    taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    free = await _port(door)
+    taken.close()
+    assert free is not None
+    other = await asyncio.start_server(lambda *_: None, "127.0.0.1", PORT) if free == PORT else None
+    another = await _port(door)
+    assert another != PORT
+    if other is not None:
+        other.close()
+        await other.wait_closed()
+
+
+async def test_it_can_be_switched_off(door: Door) -> None:
+    assert await _port(door, enabled=False) is None
