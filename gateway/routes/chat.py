@@ -27,7 +27,7 @@ from gateway.wire.chat import ChatEncoder
 from gateway.wire.chat_request import ChatBody, parse_chat_request
 from gateway.wire.completion import CompletionFold
 from gateway.wire.openai_models import Completion, CompletionCancelled, RetrieveQuery
-from gateway.wire.operation import Operation, Reply
+from gateway.wire.operation import EVENT_STREAM, Operation, Reply
 from orchestrator.engine import Engine, Subscription
 from orchestrator.errors import RunNotFound
 from orchestrator.events import Entry, Gap
@@ -37,7 +37,7 @@ _BODY_TIMEOUT_S = 60.0
 
 _PATH = {"id": "`chatcmpl-…`, or the task's id."}
 _NAMES = {"X-Workflow-ID": "The run behind the answer: `task-…`."}
-_WHOLE = Reply(200, "The answer; as `text/event-stream` where a stream was asked for.", Completion, headers=_NAMES)
+_WHOLE = Reply(200, "The answer, whole or as a stream.", Completion, headers=_NAMES, also=EVENT_STREAM)
 _CREATE = Operation(
     "chat",
     (_WHOLE,),

@@ -1,6 +1,6 @@
 """What a route is: a method, a path, who may call it, its handler, and what it takes and gives.
 
-A route cannot be written without its rule. One without an `about` is missing from the description of the API; a test notices.
+A route cannot be written without its rule, nor without what the description of the API says of it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ class Route(NamedTuple):
     path: str
     access: Access
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    about: Operation | None = None
+    about: Operation
 
-    def described(self) -> Described | None:
-        if self.about is None:
-            return None
+    def described(self) -> Described:
         path = _PATTERN.sub(r"{\1}", self.path)
         name, doc = self.handler.__name__, self.handler.__doc__ or ""
         return Described(self.method, path, name, doc, self.access is not Access.ANYBODY, self.about)

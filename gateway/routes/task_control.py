@@ -57,7 +57,10 @@ class TaskControlRoutes:
         return await self._ask(request, self._engine.pause, "The task will pause at its next safe point.")
 
     async def resume(self, request: web.Request) -> web.Response:
-        """Let a paused task go on, or take back a pause that has not happened yet. 409 if nobody paused it."""
+        """Let a paused task go on.
+
+        Or take back a pause that has not happened yet. 409 if nobody paused it.
+        """
         return await self._ask(request, self._engine.resume, "The task goes on.")
 
     async def state(self, request: web.Request) -> web.Response:

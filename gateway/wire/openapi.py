@@ -158,6 +158,8 @@ def _reply(reply: Reply, schemas: _Schemas) -> Json:
     if reply.media is not None:
         shape = {"type": "string"} if reply.model is None else schemas.of(reply.model, "serialization")
         written["content"] = {reply.media: {"schema": shape}}
+        if reply.also is not None:
+            written["content"][reply.also] = {"schema": {"type": "string"}}
     return written
 
 

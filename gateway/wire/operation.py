@@ -21,6 +21,8 @@ class Reply(NamedTuple):
     model: type[BaseModel] | None = None
     media: str | None = "application/json"
     headers: Mapping[str, str] = {}
+    also: str | None = None
+    """Another media type that a client may get instead, by asking for it."""
 
 
 class Operation(NamedTuple):

@@ -61,7 +61,7 @@ class SubmitBody(NativeBody):
     )
     mode: Name | None = Field(default=None, description="Recorded with the task. What a task does follows from its model.")
     model: Name | None = Field(default=None, description="One of `GET /v1/models`.")
-    model_override: Name | None = Field(default=None, description="Another word for `model`, which wins over it.")
+    model_override: Name | None = Field(default=None, description="Another word for `model`; if both are given, `model` counts.")
     model_tier: Tier | None = Field(
         default=None,
         description="Without a model: the one that the configuration has for this tier, else its default.",
