@@ -22,12 +22,13 @@ ENV PATH=/opt/headgate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HEADGATE_SERVER__HOST=0.0.0.0 \
     HEADGATE_SERVER__PORT=8080 \
+    HEADGATE_GRPC__PORT=50052 \
     HEADGATE_DATA_DIR=/data \
     HEADGATE_AUTH__MODE=keys
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 8080
+EXPOSE 8080 50052
 HEALTHCHECK --interval=10s --timeout=4s --start-period=60s --retries=3 CMD ["python", "-c", "\
 import http.client, os, sys\n\
 door = http.client.HTTPConnection('127.0.0.1', int(os.environ['HEADGATE_SERVER__PORT']), timeout=3)\n\

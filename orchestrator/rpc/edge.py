@@ -136,7 +136,7 @@ class Edge:
             finally:
                 seconds = perf_counter() - begun
                 self._observer.call(name, code.name, seconds)
-                _log.info("call", extra={"method": name, "code": code.name, "duration_ms": round(seconds * 1000, 2)})
+                _log.info("call of %s: %s after %.2f ms", name, code.name, seconds * 1000)
 
         return answer
 
@@ -189,7 +189,7 @@ async def _refuse(context: Context, error: HeadgateError) -> None:
     except aio.InternalError:
         raise _over() from None
     except TimeoutError:
-        _log.info("a client that does not read was not told why its call ended", extra={"code": error.code})
+        _log.info("a client that does not read was not told why its call ended: %s", error.code)
 
 
 def _over() -> asyncio.CancelledError:

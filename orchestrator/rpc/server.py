@@ -5,6 +5,7 @@ Health and reflection answer anybody: the one says nothing about tenants, the ot
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -84,13 +85,20 @@ async def listening(
 def _bind(server: aio.Server, address: Address) -> int:
     host = address.host.strip("[]")
     where = f"[{host}]" if ":" in host else host
-    ports = (address.port, 0) if address.or_another else (address.port,)
-    for port in ports:
-        try:
-            return server.add_insecure_port(f"{where}:{port}")
-        except RuntimeError as error:
-            refused = error
-    raise OSError(f"gRPC cannot listen on {where}:{address.port}: something else may be listening there already") from refused
+    port = 0 if address.or_another and not _free(host, address.port) else address.port
+    try:
+        return server.add_insecure_port(f"{where}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"gRPC cannot listen on {where}:{port}: something else may be listening there already") from error
+
+
+def _free(host: str, port: int) -> bool:
+    """Whether the port can be had now. gRPC would find out by itself, and write to standard error that it has failed."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return True
+    except OSError:
+        return False
 
 
 def _options(address: Address) -> list[tuple[str, int]]:

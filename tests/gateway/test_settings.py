@@ -196,6 +196,13 @@ class TestMistakes:
             "--port: server.port: should be less than or equal to 65535"
         ]
 
+    def test_grpc_listens_where_the_server_does_and_its_host_counts_too(self) -> None:
+        assert load(environ={}).grpc.host is None
+        assert mistakes(None, {"HEADGATE_GRPC__HOST": "0.0.0.0"}) == [
+            "auth.mode: 'off' is refused while grpc.host is 0.0.0.0, which other machines can reach; "
+            "set auth.mode to keys and list auth.keys, or set grpc.host to 127.0.0.1",
+        ]
+
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
     def test_no_key_is_needed_on_loopback(self, host: str) -> None:
         assert load(environ={"HEADGATE_SERVER__HOST": host}).auth.mode == "off"
