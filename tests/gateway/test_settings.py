@@ -199,7 +199,7 @@ class TestMistakes:
     def test_grpc_listens_where_the_server_does_and_its_host_counts_too(self) -> None:
         assert load(environ={}).grpc.host is None
         assert mistakes(None, {"HEADGATE_GRPC__HOST": "0.0.0.0"}) == [
-            "auth.mode: 'off' is refused while grpc.host is 0.0.0.0, which other machines can reach; "
+            "configuration: auth.mode: 'off' is refused while grpc.host is 0.0.0.0, which other machines can reach; "
             "set auth.mode to keys and list auth.keys, or set grpc.host to 127.0.0.1",
         ]
 
