@@ -33,5 +33,5 @@ class OpenApiRoutes:
     @cached_property
     def _document(self) -> bytes:
         """Made when it is first wanted: it never changes, most processes are never asked, and it takes a tenth of a second."""
-        described = [route.described() for route in [*self._others, *self.routes()]]
+        described = [about for route in [*self._others, *self.routes()] if (about := route.described()) is not None]
         return msgspec.json.encode(document(described, version("headgate")))

@@ -1,6 +1,7 @@
 """What a route is: a method, a path, who may call it, its handler, and what it takes and gives.
 
-A route cannot be written without its rule, nor without what the description of the API says of it.
+A route cannot be written without its rule. One without an `about` is nobody's business but our own processes': it is not in
+the description of the API. A test fails on a public one that is not.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ class Route(NamedTuple):
     path: str
     access: Access
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    about: Operation
+    about: Operation | None = None
 
-    def described(self) -> Described:
+    def described(self) -> Described | None:
+        if self.about is None:
+            return None
         path = _PATTERN.sub(r"{\1}", self.path)
         name, doc = self.handler.__name__, self.handler.__doc__ or ""
         return Described(self.method, path, name, doc, self.access is not Access.ANYBODY, self.about)
