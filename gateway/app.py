@@ -11,28 +11,30 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 
+import structlog
 from aiohttp import web
 
+from gateway.access.admission import Inside, Outside
 from gateway.access.keys import Access, KeyRing, Keys, Open
-from gateway.access.origins import Origins
 from gateway.access.tickets import Tickets, derived_secret
 from gateway.departures import Departures
 from gateway.edge import Edge, name_response
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
+from gateway.proxy import StreamProxy
 from gateway.routes.approvals import ApprovalRoutes
 from gateway.routes.chat import ChatRoutes
 from gateway.routes.docs import DocsRoutes
 from gateway.routes.health import HealthRoutes
+from gateway.routes.internal import InternalRoutes
 from gateway.routes.models import ModelRoutes
 from gateway.routes.openapi import OpenApiRoutes
-from gateway.routes.route import add_routes
+from gateway.routes.route import Route, add_routes
 from gateway.routes.sessions import SessionRoutes
-from gateway.routes.stream_sse import SseRoutes
-from gateway.routes.stream_ws import WebSocketRoutes
+from gateway.routes.streams import INSIDE, OUTSIDE, stream_routes
 from gateway.routes.task_control import TaskControlRoutes
 from gateway.routes.tasks import TaskRoutes
 from gateway.routes.tickets import TicketRoutes
@@ -40,11 +42,14 @@ from gateway.rpc import grpc_door
 from gateway.settings import Auth, Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import listening
-from gateway.wire.native import Renderings
 from gateway.wiring import configuration
 from orchestrator.assembly import orchestrator
+from orchestrator.catalog import Catalog
 from orchestrator.engine import Engine
+from orchestrator.peers import Peers, peer_session
+from orchestrator.remote import RemoteEngine
 from orchestrator.runs import Principal
+from orchestrator.signing import Signer
 
 log = logs.logger("gateway.app")
 
@@ -52,22 +57,38 @@ ACCESS = web.AppKey("access", dict[web.AbstractRoute, Access])
 """The rule of every route of an app."""
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None], progress: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered, `progress` a line per backend."""
+async def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[str], None],
+    progress: Callable[[str], None],
+    reuse_port: bool = False,
+) -> None:
+    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered, `progress` a line per backend.
+
+    `reuse_port`: other processes listen on the same port.
+    """
     stop = _stop_signal()
     metrics = GatewayMetrics()
+    inside = settings.role == "orchestrator"
+    address = settings.orchestrator if inside else settings.server
     async with (
-        orchestrator(configuration(settings), metrics, progress=progress) as engine,
-        gateway(settings, engine, metrics) as (app, drain),
+        _engine(settings, metrics, progress) as (engine, peers),
+        orchestrator_app(settings, engine, metrics) if inside else gateway(settings, engine, metrics, peers) as (app, drain),
         listening(
             app,
-            host=settings.server.host,
-            port=settings.server.port,
+            host=address.host,
+            port=address.port,
             new_request_id=new_request_id,
             max_header_bytes=settings.server.max_header_bytes,
+            reuse_port=reuse_port,
         ) as url,
-        grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id) as rpc,
+        AsyncExitStack() as stack,
     ):
+        rpc = None
+        if not inside:
+            door = grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id)
+            rpc = await stack.enter_async_context(door)
         if rpc is not None:
             progress(f"gRPC listens on port {rpc.port}")
         announce(url)
@@ -80,40 +101,81 @@ async def serve(settings: Settings, *, announce: Callable[[str], None], progress
 
 
 @asynccontextmanager
-async def gateway(settings: Settings, engine: Engine, metrics: GatewayMetrics) -> AsyncIterator[tuple[web.Application, Drain]]:
-    """The doors to an engine, ready to be bound to an address, and the drain that ends their answers."""
+async def _engine(
+    settings: Settings, metrics: GatewayMetrics, progress: Callable[[str], None]
+) -> AsyncIterator[tuple[Engine, Peers | None]]:
+    """The engine of this process, or that of others and the way to them."""
+    if settings.role != "gateway":
+        async with orchestrator(configuration(settings), metrics, progress=progress) as engine:
+            yield engine, None
+        return
+    async with peer_session() as session:
+        peers = Peers(settings.orchestrator.urls, signer(settings), session, time.monotonic, current_request_id)
+        yield RemoteEngine(peers, Catalog(settings.models), outage_s=settings.orchestrator.outage_s), peers
+
+
+@asynccontextmanager
+async def gateway(
+    settings: Settings, engine: Engine, metrics: GatewayMetrics, peers: Peers | None = None
+) -> AsyncIterator[tuple[web.Application, Drain]]:
+    """The doors to an engine, ready to be bound to an address, and the drain that ends their answers.
+
+    With `peers` the engine is theirs, and so are the native streams.
+    """
     drain = Drain(spread=lambda seconds: random.uniform(0, seconds))
     async with Departures(engine, drain, metrics) as departures:
-        yield build_app(settings, engine, drain, departures, metrics), drain
+        tickets = Tickets(lambda: ticket_secret(settings.auth), time.time)
+        streams = stream_routes(settings, engine, drain, departures, metrics)
+        if peers is not None:
+            proxy = StreamProxy(settings, peers, drain, departures, metrics)
+            streams = [proxy.in_front_of(route) for route in streams]
+        routes = [
+            *ChatRoutes(settings, engine, drain, departures, metrics).routes(),
+            *ModelRoutes(engine).routes(),
+            *TaskRoutes(settings, engine, drain, departures, new_session_id).routes(),
+            *TaskControlRoutes(settings, engine).routes(),
+            *ApprovalRoutes(settings, engine).routes(),
+            *SessionRoutes(settings, engine).routes(),
+            *streams,
+            *TicketRoutes(engine, tickets).routes(),
+            *HealthRoutes(engine, drain, metrics).routes(),
+            *DocsRoutes().routes(),
+        ]
+        access: dict[web.AbstractRoute, Access] = {}
+        edge = Edge(Outside(key_ring(settings.auth), tickets, access), drain, metrics, new_request_id)
+        yield _app(settings, edge, access, [*routes, *OpenApiRoutes(routes).routes()]), drain
 
 
-def build_app(
-    settings: Settings, engine: Engine, drain: Drain, departures: Departures, metrics: GatewayMetrics
-) -> web.Application:
-    """All routes, behind the edge."""
-    access: dict[web.AbstractRoute, Access] = {}
-    tickets = Tickets(lambda: ticket_secret(settings.auth), time.time)
-    edge = Edge(key_ring(settings.auth), tickets, access, drain, metrics, new_request_id)
+@asynccontextmanager
+async def orchestrator_app(
+    settings: Settings, engine: Engine, metrics: GatewayMetrics
+) -> AsyncIterator[tuple[web.Application, Drain]]:
+    """What gateways that run apart call: the engine, and the very native streams that a gateway has where it runs here."""
+    drain = Drain(spread=lambda seconds: random.uniform(0, seconds))
+    async with Departures(engine, drain, metrics) as departures:
+        streams = stream_routes(settings, engine, drain, departures, metrics)
+        routes = [
+            *(route._replace(path=route.path.replace(OUTSIDE, INSIDE, 1)) for route in streams),
+            *InternalRoutes(settings, engine, drain, metrics).routes(),
+            *HealthRoutes(engine, drain, metrics).routes(),
+        ]
+        access: dict[web.AbstractRoute, Access] = {}
+        edge = Edge(Inside(signer(settings), key_ring(settings.auth), access), drain, metrics, new_request_id)
+        yield _app(settings, edge, access, routes), drain
+
+
+def _app(settings: Settings, edge: Edge, access: dict[web.AbstractRoute, Access], routes: Iterable[Route]) -> web.Application:
+    """Routes behind an edge. `access` is filled with the rule of each."""
     app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
     app[ACCESS] = access
     app.on_response_prepare.append(name_response)
-    origins = Origins(settings.server.origins, trust_host=settings.auth.mode != "off")
-    shown = settings, engine, drain, departures, metrics, Renderings(), origins
-    routes = [
-        *ChatRoutes(settings, engine, drain, departures, metrics).routes(),
-        *ModelRoutes(engine).routes(),
-        *TaskRoutes(settings, engine, drain, departures, new_session_id).routes(),
-        *TaskControlRoutes(settings, engine).routes(),
-        *ApprovalRoutes(settings, engine).routes(),
-        *SessionRoutes(settings, engine).routes(),
-        *SseRoutes(*shown, jitter=lambda ms: random.randint(ms * 3 // 4, ms * 5 // 4)).routes(),
-        *WebSocketRoutes(*shown).routes(),
-        *TicketRoutes(engine, tickets).routes(),
-        *HealthRoutes(engine, drain, metrics).routes(),
-        *DocsRoutes().routes(),
-    ]
-    access |= add_routes(app, [*routes, *OpenApiRoutes(routes).routes()])
+    access |= add_routes(app, routes)
     return app
+
+
+def signer(settings: Settings) -> Signer:
+    secret = settings.orchestrator.secret
+    return Signer("" if secret is None else secret.get_secret_value(), time.time)
 
 
 def key_ring(auth: Auth) -> KeyRing:
@@ -130,6 +192,11 @@ def ticket_secret(auth: Auth) -> bytes:
 
 def new_request_id() -> str:
     return f"req-{secrets.token_hex(12)}"
+
+
+def current_request_id() -> str:
+    """That of the request which is being served; a new one for what Headgate does by itself."""
+    return structlog.contextvars.get_contextvars().get("request_id") or new_request_id()
 
 
 def new_session_id() -> str:

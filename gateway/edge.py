@@ -7,16 +7,15 @@ client sends becomes a 500 or a bare text answer. Neither bodies nor query strin
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from time import perf_counter
+from typing import Protocol
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from gateway.access.keys import Access, KeyRing
-from gateway.access.tickets import Ticket, Tickets
-from gateway.errors import Unauthorized
+from gateway.access.tickets import Ticket
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.drain import Drain
@@ -65,21 +64,16 @@ async def name_response(request: web.Request, response: web.StreamResponse) -> N
         headers["X-Workflow-ID"] = run_id
 
 
-class Edge:
-    """`access` has the rule of every route; a route without one is refused to everybody."""
+class Admission(Protocol):
+    def admit(self, request: web.Request) -> None:
+        """Let a request for an existing route in, with its `PRINCIPAL` where its rule asks for one, or raise why not."""
 
-    def __init__(
-        self,
-        keys: KeyRing,
-        tickets: Tickets,
-        access: Mapping[web.AbstractRoute, Access],
-        drain: Drain,
-        metrics: GatewayMetrics,
-        new_request_id: Callable[[], str],
-    ) -> None:
-        self._keys = keys
-        self._tickets = tickets
-        self._access = access
+
+class Edge:
+    """`admission` is asked before a handler runs. It knows the rule of every route."""
+
+    def __init__(self, admission: Admission, drain: Drain, metrics: GatewayMetrics, new_request_id: Callable[[], str]) -> None:
+        self._admission = admission
         self._drain = drain
         self._metrics = metrics
         self._new_request_id = new_request_id
@@ -108,7 +102,8 @@ class Edge:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._admit(request)
+            if request.match_info.http_exception is None:  # otherwise there is no such route, and the handler raises that
+                self._admission.admit(request)
             return await handler(request)
         except HeadgateError as error:
             failed = error
@@ -124,24 +119,6 @@ class Edge:
             # Half a response is out. The one honest thing left is to break the connection off.
             raise ConnectionResetError("The response had begun")
         return error_response(failed, request.path, request[REQUEST_ID])
-
-    def _admit(self, request: web.Request) -> None:
-        route = request.match_info.route
-        if request.match_info.http_exception is not None:
-            return  # no such route: the handler raises that
-        rule = self._access[route]
-        if rule is Access.STREAM and "ticket" in request.query:
-            ticket = request[TICKET] = self._ticket(request)
-            request[PRINCIPAL] = ticket.principal
-        elif rule is not Access.ANYBODY:
-            request[PRINCIPAL] = self._keys.principal(request.headers)
-
-    def _ticket(self, request: web.Request) -> Ticket:
-        """The one ticket of a request that has no key as well: it must be clear on whose behalf it comes."""
-        presented = request.query.getall("ticket")
-        if len(presented) != 1 or "Authorization" in request.headers or "X-API-Key" in request.headers:
-            raise Unauthorized
-        return self._tickets.honour(presented[0])
 
     def _report(self, request: web.Request, status: int, seconds: float) -> None:
         route = request.match_info.route

@@ -165,8 +165,8 @@ def envelope(error: HeadgateError | Failure) -> bytes:
     return msgspec.json.encode({"error": {name: _sendable(text) for name, text in facts.items()}})
 
 
-NATIVE = "/api/"
-"""How the paths of the native routes begin. Every other path answers errors as OpenAI's API does."""
+NATIVE = ("/api/", "/stream/")
+"""How the paths of the native routes begin, the second at an orchestrator that runs apart. All others answer as OpenAI's API."""
 
 
 def native_envelope(error: HeadgateError | Failure, request_id: str) -> bytes:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +26,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
+    StringConstraints,
     Tag,
     ValidationError,
     model_validator,
@@ -67,6 +69,31 @@ class Server(Section):
     )
     origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
         default=(), description="Web pages that may open native streams, besides the server's own; `*` is all of them."
+    )
+    workers: PositiveInt = Field(default=1, description="Processes that share the port.")
+
+
+def _secret(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None and len(secret.get_secret_value()) < 16:
+        raise ValueError("should have 16 characters or more")
+    return secret
+
+
+class Orchestrator(Section):
+    """Between a gateway and an orchestrator that run apart: `role` is `gateway` or `orchestrator`. Both get the same file."""
+
+    urls: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=r"^https?://[^/\s?#]+/?$")], ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        Field(min_length=1, description="Where a gateway finds orchestrators, one or more."),
+    ] = ("http://127.0.0.1:8090",)
+    secret: Annotated[SecretStr | None, AfterValidator(_secret)] = Field(
+        default=None, description="What gateways sign their requests with. May be left out where nobody else can connect."
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address an orchestrator listens on, for gateways only.")
+    port: int = Field(default=8090, ge=0, le=65535, description="0: a free one.")
+    outage_s: PositiveFloat = Field(
+        default=60.0, description="How long open streams wait for an orchestrator to come back before they end with an error."
     )
 
 
@@ -222,7 +249,9 @@ class Logging(Section):
 class Settings(Section):
     """Everything that can be configured."""
 
+    role: Literal["all", "gateway", "orchestrator"] = Field(default="all", description="What this process is.")
     server: Server = Server()
+    orchestrator: Orchestrator = Orchestrator()
     grpc: Grpc = Grpc()
     data_dir: Path = Field(default=Path(".headgate"), description="Where embedded backends keep their data.")
     auth: Auth = Auth()
@@ -251,7 +280,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problems := [*_access_problems(self), *_model_problems(self), *_task_problems(self)]:
+        if problems := [*_access_problems(self), *_role_problems(self), *_model_problems(self), *_task_problems(self)]:
             raise Inconsistent(problems)
         return self
 
@@ -263,7 +292,8 @@ def _access_problems(settings: Settings) -> Iterator[Problem]:
     if auth.mode == "off" and auth.keys:
         yield ("auth", "mode"), "is 'off' although auth.keys has some; set it to keys, or take the keys out"
     elif auth.mode == "off":
-        hosts = {"server.host": settings.server.host, "grpc.host": settings.grpc.host}
+        doors = {"server.host": settings.server.host, "grpc.host": settings.grpc.host}
+        hosts = {} if settings.role == "orchestrator" else doors  # whose only door asks for signatures
         if reachable := [(name, host) for name, host in hosts.items() if host is not None and not _loopback(host)]:
             name, host = reachable[0]
             yield (
@@ -277,6 +307,18 @@ def _access_problems(settings: Settings) -> Iterator[Problem]:
             if (value := getattr(key, field)) in seen:
                 yield ("auth", "keys", str(number), field), "is that of another key as well"
             seen.add(value)
+
+
+def _role_problems(settings: Settings) -> Iterator[Problem]:
+    """A secret may be left out only where everybody who can connect could do the same things at the front door."""
+    between, path = settings.orchestrator, ("orchestrator", "secret")
+    if settings.role == "all" or between.secret is not None:
+        return
+    hosts = [urlsplit(url).hostname or "" for url in between.urls] if settings.role == "gateway" else [between.host]
+    if settings.auth.mode != "off":
+        yield path, f"is needed by role {settings.role} with auth.mode {settings.auth.mode}; the same on both sides"
+    elif reachable := [host for host in hosts if not _loopback(host)]:
+        yield path, f"is needed by role {settings.role} while {reachable[0]} is not this machine; the same on both sides"
 
 
 def _model_problems(settings: Settings) -> Iterator[Problem]:

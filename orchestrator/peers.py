@@ -45,7 +45,7 @@ class Refused(Exception):
         self.body = body
 
     def error(self) -> HeadgateError:
-        """What the caller is told: the orchestrator's own error, or, if it is not one that it gives to callers, that it is away."""
+        """What the caller is told: the engine's own error; or, if it is not one that was meant for callers, that it is away."""
         if (told := unpack(self.body)) is not None:
             return told
         _log.error("an orchestrator refused its gateway with status %d: %r", self.status, self.body[:200])

@@ -1,7 +1,7 @@
 """The engine of an orchestrator that runs apart: `engine.Engine` over its internal HTTP app.
 
-Each method is the protocol's own, sent as a message (`orchestrator.http.calls`); errors come back as the exceptions that they were.
-Subscriptions outlive the connections that feed them (`orchestrator.following`).
+Each method is the protocol's own, sent as a message (`orchestrator.http.calls`); errors come back as the exceptions that they
+were. Subscriptions outlive the connections that feed them (`orchestrator.following`).
 """
 
 from __future__ import annotations

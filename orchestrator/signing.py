@@ -5,8 +5,8 @@
 Claims are JSON in base64url: the principal, the request's id, when it was signed. The target is the path and the query as they
 travel. A header that is missing, older than `SKEW_S`, made for another request or with another secret is refused, always alike.
 
-It proves who asks, not that nobody listens: bodies are not signed, and within `SKEW_S` a request could be repeated. Between machines,
-use it over TLS or a network of one's own.
+It proves who asks, not that nobody listens: bodies are not signed, and within `SKEW_S` a request could be repeated. Between
+machines, use it over TLS or a network of one's own.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ that are ready together leave in one write. Only what a server sends: unmasked, 
 
 from __future__ import annotations
 
-_TEXT, _PONG = 0x81, 0x8A
+_TEXT, _CLOSE, _PONG = 0x81, 0x88, 0x8A
 """FIN, and the opcode."""
-
 _EXTENDED_16, _EXTENDED_64 = 126, 127
 
 
@@ -25,3 +24,8 @@ def text(payload: bytes) -> bytes:
 def pong(payload: bytes) -> bytes:
     """The answer to a ping with the same payload, which is at most 125 bytes long."""
     return bytes((_PONG, len(payload))) + payload
+
+
+def close(code: int) -> bytes:
+    """The last frame, without words."""
+    return bytes((_CLOSE, 2)) + code.to_bytes(2)

@@ -1,0 +1,78 @@
+"""Whether a request may come in, and on whose behalf: the rule of its route, met with a key, a ticket, or a gateway's word.
+
+Two implementations of `edge.Admission`. `Outside` is for clients. `Inside` is for the app of an orchestrator that runs apart,
+where only gateways call: they have found out who the caller is and sign what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from gateway.access.keys import Access, KeyRing
+from gateway.access.tickets import Ticket, Tickets
+from gateway.edge import PRINCIPAL, REQUEST_ID, TICKET
+from gateway.errors import Forbidden, Unauthorized
+from orchestrator.signing import HEADER, SignatureRefused, Signer
+
+
+class InternalHeader(Forbidden):
+    """The header X-Headgate-Internal is for Headgate's own processes. Clients have no use for it."""
+
+    code = "internal_header"
+
+
+class Outside:
+    """`access` has the rule of every route."""
+
+    def __init__(self, keys: KeyRing, tickets: Tickets, access: Mapping[web.AbstractRoute, Access]) -> None:
+        self._keys = keys
+        self._tickets = tickets
+        self._access = access
+
+    def admit(self, request: web.Request) -> None:
+        if HEADER in request.headers:
+            raise InternalHeader
+        rule = self._access[request.match_info.route]
+        if rule is Access.STREAM and "ticket" in request.query:
+            ticket = request[TICKET] = self._ticket(request)
+            request[PRINCIPAL] = ticket.principal
+        elif rule is not Access.ANYBODY:
+            request[PRINCIPAL] = self._keys.principal(request.headers)
+
+    def _ticket(self, request: web.Request) -> Ticket:
+        """The one ticket of a request that has no key as well: it must be clear on whose behalf it comes."""
+        presented = request.query.getall("ticket")
+        if len(presented) != 1 or "Authorization" in request.headers or "X-API-Key" in request.headers:
+            raise Unauthorized
+        return self._tickets.honour(presented[0])
+
+
+class Inside:
+    """Whoever scrapes numbers cannot sign: for `Access.OPERATOR` a key is good, as it is outside."""
+
+    def __init__(self, signer: Signer, operators: KeyRing, access: Mapping[web.AbstractRoute, Access]) -> None:
+        self._signer = signer
+        self._operators = operators
+        self._access = access
+
+    def admit(self, request: web.Request) -> None:
+        match self._access[request.match_info.route]:
+            case Access.ANYBODY:
+                return
+            case Access.OPERATOR:
+                request[PRINCIPAL] = self._operators.principal(request.headers)
+            case Access.KEY | Access.STREAM:
+                self._check(request)
+
+    def _check(self, request: web.Request) -> None:
+        presented = request.headers.getall(HEADER, [])
+        if len(presented) != 1:
+            raise SignatureRefused
+        claims = self._signer.verify(request.method, request.raw_path, presented[0])
+        if claims.request_id != request[REQUEST_ID]:
+            raise SignatureRefused
+        request[PRINCIPAL] = claims.principal
+        if claims.only_run is not None:
+            request[TICKET] = Ticket(claims.principal, claims.signed_ms, claims.only_run)
