@@ -15,7 +15,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
-from temporalio.worker import Worker, WorkflowRunner
+from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from orchestrator.engine import TimelineEvent
@@ -29,6 +29,15 @@ from orchestrator.workflows.run_workflow import WORKFLOW, RunInput, RunWorkflow
 from orchestrator.workflows.timeline import timeline
 
 _log = logging.getLogger(__name__)
+
+_DECISION_S = 2.0
+"""How long a process may keep a workflow waiting for a decision, which takes milliseconds, before another one is asked. It is part
+of the pause when a process is lost between two steps; Temporal's default is 10 s, for both time-outs that this is used for."""
+
+_AGENT_POLLS = PollerBehaviorAutoscaling(initial=1)
+"""Nearly all agents start eagerly, without being polled for; what comes by polls is take-overs. A process that is frozen, or cut off
+from Temporal, leaves its open polls behind, and each swallows one attempt for the length of a heartbeat: so one poll, and more
+only while there is a backlog."""
 
 _PASSED_THROUGH = ("orchestrator", "msgspec", "pydantic", "pydantic_core", "annotated_types", "typing_extensions")
 _CONNECT_S = 5.0
@@ -183,6 +192,7 @@ class Temporal:
                 request_eager_start=True,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                task_timeout=timedelta(seconds=_DECISION_S),
                 rpc_timeout=self._timeout,
             )
             await self._bounded(starting)
@@ -229,6 +239,8 @@ class Temporal:
             max_concurrent_activities=self._max_agents,
             max_concurrent_workflow_tasks=max(100, self._max_agents // 10),
             max_cached_workflows=max(1000, self._max_agents),
+            activity_task_poller_behavior=_AGENT_POLLS,
+            sticky_queue_schedule_to_start_timeout=timedelta(seconds=_DECISION_S),
             max_heartbeat_throttle_interval=timedelta(seconds=1),
             default_heartbeat_throttle_interval=timedelta(seconds=1),
             graceful_shutdown_timeout=timedelta(seconds=self._drain_s),
