@@ -5,6 +5,10 @@ ending, and Temporal refuses a second workflow of the same run.
 
 A round costs one call per run that is being executed, many of them in flight together. Temporal is asked about a bounded number
 of runs per round, those first that have waited longest: thousands of queued runs are no reason to storm it.
+
+How soon an ending comes matters to whoever reads a run that died with its process. It takes until the run's lease has lapsed, at
+most a round until that is seen, and the grace. So the janitor's own lease is short, whoever takes it begins a round at once, and
+runs that can only be ended are looked at again in every step, not in every round.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ from orchestrator.ender import Ender
 from orchestrator.endings import ENGINE_ERROR, TIMEOUT, WORKER_LOST
 from orchestrator.errors import Unavailable
 from orchestrator.runs import Run
-from orchestrator.streamlog.log import Log
+from orchestrator.streamlog.log import Log, LogUnavailable
 from orchestrator.workflows.worker import Execution, Temporal
 
 _log = logging.getLogger(__name__)
 
 _LEASE = "janitor"
+_LEASE_S = 5.0
+_STEP_S = 1.0
 _LOOKS_AT_ONCE = 100
 _ASKS_AT_ONCE = 10
 _ASKS_PER_ROUND = 200
@@ -37,7 +43,7 @@ class Janitor:
     """`round_s`: how often it goes round. `grace_s`: how long a run may have no live lease before it is looked into."""
 
     def __init__(
-        self, log: Log, ender: Ender, temporal: Temporal, clock: Clock, *, owner: str, round_s: float = 2.0, grace_s: float = 5.0
+        self, log: Log, ender: Ender, temporal: Temporal, clock: Clock, *, owner: str, round_s: float = 5.0, grace_s: float = 3.0
     ) -> None:
         self._log = log
         self._ender = ender
@@ -46,7 +52,11 @@ class Janitor:
         self._owner = owner
         self._round_s = round_s
         self._grace_s = grace_s
+        self._next_round = 0.0
         self._unattended: dict[str, float] = {}
+        """Since when each run has been seen without a live lease."""
+        self._dying: set[str] = set()
+        """Those of them that are not durable."""
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -62,37 +72,65 @@ class Janitor:
 
         Raises Unavailable when a backend is away; what can be done without it is done.
         """
-        if not await self._log.lease(_LEASE, self._owner, round(self._round_s * 3000)):
+        if not await self._is_ours():
             return False
+        self._next_round = self._clock.time() + self._round_s
         active = await self._log.active()
         known = set(active)
         self._unattended = {run_id: since for run_id, since in self._unattended.items() if run_id in known}
-        waiting: list[Run] = []
-        await _each(lambda run_id: self._look(run_id, waiting), active, _LOOKS_AT_ONCE)
-        waiting.sort(key=lambda run: self._unattended[run.id])
-        await _each(self._end_lost, [run for run in waiting if not run.durable], _LOOKS_AT_ONCE)
-        await _each(self._ask_temporal, [run for run in waiting if run.durable][:_ASKS_PER_ROUND], _ASKS_AT_ONCE)
+        waiting = await self._look_at(active)
+        await _each(self._ask_temporal, waiting[:_ASKS_PER_ROUND], _ASKS_AT_ONCE)
         return True
 
     async def _rounds(self) -> None:
         while True:
             try:
-                await self.round()
+                if self._clock.time() >= self._next_round:
+                    await self.round()
+                elif await self._is_ours():
+                    await self._look_at(list(self._dying))
             except Unavailable as error:
+                if isinstance(error, LogUnavailable):
+                    self._forget()  # nobody could renew a lease meanwhile: what was seen before proves nothing after
                 _log.warning("a janitor's round was cut short: %s", error)
             except Exception:  # noqa: BLE001 - the outermost edge of this task: the next round comes
                 _log.exception("a janitor's round failed")
-            await asyncio.sleep(self._round_s)
+            await asyncio.sleep(min(_STEP_S, self._round_s))
+
+    async def _is_ours(self) -> bool:
+        """Whether this process is the one that looks, from now on or still. The one that begins to, knows nothing."""
+        if await self._log.lease(_LEASE, self._owner, round(_LEASE_S * 1000)):
+            return True
+        self._forget()
+        return False
+
+    def _forget(self) -> None:
+        self._unattended.clear()
+        self._dying.clear()
+        self._next_round = 0.0
+
+    async def _look_at(self, run_ids: Sequence[str]) -> list[Run]:
+        """End the runs that only their lost process could go on with. Returns others that nobody has held for the grace."""
+        waiting: list[Run] = []
+        await _each(lambda run_id: self._look(run_id, waiting), run_ids, _LOOKS_AT_ONCE)
+        waiting.sort(key=lambda run: self._unattended[run.id])
+        await _each(self._end_lost, [run for run in waiting if not run.durable], _LOOKS_AT_ONCE)
+        return [run for run in waiting if run.durable]
 
     async def _look(self, run_id: str, waiting: list[Run]) -> None:
         """Note the run in `waiting` if nobody has held it for the grace period."""
         if await self._log.lease_ms(run_id):
             self._unattended.pop(run_id, None)
+            self._dying.discard(run_id)
             return
         run = await self._log.run(run_id)
         if run is None or run.ended_ms is not None:
+            self._dying.discard(run_id)
             await self._log.settle(run_id)
-        elif self._clock.time() - self._unattended.setdefault(run_id, self._clock.time()) >= self._grace_s:
+            return
+        if not run.durable:
+            self._dying.add(run_id)
+        if self._clock.time() - self._unattended.setdefault(run_id, self._clock.time()) >= self._grace_s:
             waiting.append(run)
 
     async def _ask_temporal(self, run: Run) -> None:

@@ -31,13 +31,13 @@ from orchestrator.workflows.timeline import timeline
 _log = logging.getLogger(__name__)
 
 _DECISION_S = 2.0
-"""How long a process may keep a workflow waiting for a decision, which takes milliseconds, before another one is asked. It is part
-of the pause when a process is lost between two steps; Temporal's default is 10 s, for both time-outs that this is used for."""
+"""How long a process may keep a workflow waiting for a decision, which takes milliseconds, before another one is asked. It is
+part of the pause when a process is lost between two steps; Temporal's default is 10 s, for both time-outs that it is used for."""
 
 _AGENT_POLLS = PollerBehaviorAutoscaling(initial=1)
-"""Nearly all agents start eagerly, without being polled for; what comes by polls is take-overs. A process that is frozen, or cut off
-from Temporal, leaves its open polls behind, and each swallows one attempt for the length of a heartbeat: so one poll, and more
-only while there is a backlog."""
+"""Nearly all agents start eagerly, without being polled for; what comes by polls is take-overs. A process that is frozen, or cut
+off from Temporal, leaves its open polls behind, and each swallows one attempt for the length of a heartbeat: so one poll, and
+more only while there is a backlog."""
 
 _PASSED_THROUGH = ("orchestrator", "msgspec", "pydantic", "pydantic_core", "annotated_types", "typing_extensions")
 _CONNECT_S = 5.0
