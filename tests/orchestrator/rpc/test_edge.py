@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -150,3 +151,40 @@ async def test_calls_are_counted_by_method_and_status(door: Door) -> None:
     for code in ("OK", "UNAUTHENTICATED"):
         labels = f'{{code="{code}",method="shannon.orchestrator.OrchestratorService/ListTasks"}}'
         assert f"headgate_grpc_calls_total{labels} 1.0" in text
+
+
+class TestFloods:
+    async def test_hundreds_of_calls_that_are_opened_and_dropped_leave_nothing(self, door: Door) -> None:
+        run_id, _ = await door.open()
+        reader = door.stream(run_id)
+        await reader.initial_metadata()
+        for _ in range(5):
+            calls = [door.stream(run_id) for _ in range(100)]
+            for call in calls[::2]:
+                call.cancel()
+            await asyncio.gather(*(call.initial_metadata() for call in calls[1::2]))
+            for call in calls[1::2]:
+                call.cancel()
+        reader.cancel()
+        async with asyncio.timeout(10):
+            while b"headgate_active_streams 0.0" not in door.metrics.text():
+                await door.tasks.ListTasks(ListTasksRequest(), metadata=ALICE)
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 65_536,
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + b"\x00\x00\x08\x06\x00\x00\x00\x00\x00pingpong" * 10_000,
+        ],
+        ids=["HTTP/1.1", "garbage", "pings"],
+    )
+    async def test_a_connection_that_speaks_no_grpc_is_closed_and_others_go_on(self, door: Door, sent: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.listening.port)
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            with suppress(ConnectionResetError):
+                while await reader.read(65_536):
+                    pass
+        writer.close()
+        await door.tasks.ListTasks(ListTasksRequest(), metadata=ALICE, timeout=10)
