@@ -228,7 +228,7 @@ class Runs(Section):
     heartbeat_s: PositiveFloat = Field(
         default=5.0, description="A worker that is silent for so long has lost its run to the next attempt."
     )
-    janitor_s: PositiveFloat = Field(default=10.0, description="How often runs without an ending or a start are looked for.")
+    janitor_s: PositiveFloat = Field(default=5.0, description="How often runs without an ending or a start are looked for.")
 
 
 class Tasks(Section):
