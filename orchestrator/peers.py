@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from io import BytesIO
 from typing import Final
 
 import aiohttp
@@ -113,7 +114,8 @@ class Peers:
             try:
                 headers = self.headers("POST", path, principal) | {"Content-Type": "application/json"}
                 timeout = aiohttp.ClientTimeout(total=_CALL_S, sock_connect=CONNECT_S)
-                async with self._session.post(url + path, data=message, headers=headers, timeout=timeout) as response:
+                data = BytesIO(message)  # which aiohttp sends in pieces, however large it is
+                async with self._session.post(url + path, data=data, headers=headers, timeout=timeout) as response:
                     body = await response.read()
                     if response.status < 400:
                         return body

@@ -14,6 +14,7 @@ from orchestrator.errors import RunConflict, RunNotFound
 from orchestrator.runs import RunState
 from orchestrator.streamlog.memory import MemoryStore
 from orchestrator.upstreams.scripted import ScriptedUpstream
+from tests.orchestrator.apart import Shape
 from tests.orchestrator.engines import ACME, OTHER, an_engine, script, until
 
 
@@ -23,9 +24,9 @@ def upstream() -> ScriptedUpstream:
 
 
 @pytest.fixture
-async def engine(upstream: ScriptedUpstream) -> AsyncIterator[Engine]:
-    async with an_engine(upstream=upstream) as engine:
-        yield engine
+async def engine(upstream: ScriptedUpstream, shape: Shape) -> AsyncIterator[Engine]:
+    async with an_engine(upstream=upstream) as engine, shape(engine) as reached:
+        yield reached
 
 
 async def test_a_paused_run_stands_still_and_goes_on_where_it_stopped(engine: Engine, upstream: ScriptedUpstream) -> None:

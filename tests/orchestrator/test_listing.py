@@ -13,6 +13,7 @@ from orchestrator.errors import RunNotFound, SessionNotFound
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Run, RunFilter, RunState
 from orchestrator.store.memory import MemoryRuns
+from tests.orchestrator.apart import Shape
 from tests.orchestrator.engines import ACME, OTHER, an_engine, script, until
 
 
@@ -55,9 +56,9 @@ def clock() -> OwnClock:
 
 
 @pytest.fixture
-async def engine(archive: Archived, clock: OwnClock) -> AsyncIterator[Engine]:
-    async with an_engine(archive=MemoryRuns(), metrics=archive, clock=clock) as engine:
-        yield engine
+async def engine(archive: Archived, clock: OwnClock, shape: Shape) -> AsyncIterator[Engine]:
+    async with an_engine(archive=MemoryRuns(), metrics=archive, clock=clock) as engine, shape(engine) as reached:
+        yield reached
 
 
 async def ended(engine: Engine, text: str, **more: str) -> Run:

@@ -10,13 +10,14 @@ from orchestrator.engine import Engine, Publication, PublishedEvent
 from orchestrator.errors import InvalidRequest, RunNotFound
 from orchestrator.runs import Run, RunState
 from orchestrator.streamlog.log import AppendSkipped, Fenced, LogClosed
+from tests.orchestrator.apart import Shape
 from tests.orchestrator.engines import ACME, OTHER, an_engine, script, until
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with an_engine() as engine:
-        yield engine
+async def engine(shape: Shape) -> AsyncIterator[Engine]:
+    async with an_engine() as engine, shape(engine) as reached:
+        yield reached
 
 
 @pytest.fixture
