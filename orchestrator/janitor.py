@@ -130,7 +130,8 @@ class Janitor:
             return
         if not run.durable:
             self._dying.add(run_id)
-        if self._clock.time() - self._unattended.setdefault(run_id, self._clock.time()) >= self._grace_s:
+        now = self._clock.time()
+        if now - self._unattended.setdefault(run_id, now) >= self._grace_s:
             waiting.append(run)
 
     async def _ask_temporal(self, run: Run) -> None:
