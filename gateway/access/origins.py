@@ -45,14 +45,17 @@ class Origins:
             return True
         try:
             own = urlsplit(origin)
-            return own.scheme in ("http", "https") and own.netloc == host and (self._trust_host or _loopback(own.hostname))
+            name = own.hostname
         except ValueError:
             return False
+        if name is None or own.scheme not in ("http", "https") or own.netloc != host:
+            return False
+        return self._trust_host or _loopback(name)
 
 
-def _loopback(name: str | None) -> bool:
-    if name is None or name == "localhost":
-        return name is not None
+def _loopback(name: str) -> bool:
+    if name == "localhost":
+        return True
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -40,7 +40,7 @@ class Allowance:
         self._per_s = per_s
         self._lead_s = burst / per_s
         self._clock = clock
-        self._due = clock()
+        self._due = clock() - self._lead_s
 
     def wait_s(self) -> float:
         """Take one turn; how long to wait for it."""
