@@ -68,7 +68,7 @@ async def serve(
 
     `reuse_port`: other processes listen on the same port.
     """
-    stop = _stop_signal()
+    stop = stop_signal()
     metrics = GatewayMetrics()
     inside = settings.role == "orchestrator"
     address = settings.orchestrator if inside else settings.server
@@ -87,7 +87,7 @@ async def serve(
     ):
         rpc = None
         if not inside:
-            door = grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id)
+            door = grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id, reuse_port)
             rpc = await stack.enter_async_context(door)
         if rpc is not None:
             progress(f"gRPC listens on port {rpc.port}")
@@ -203,7 +203,7 @@ def new_session_id() -> str:
     return f"session-{secrets.token_hex(16)}"
 
 
-def _stop_signal() -> asyncio.Event:
+def stop_signal() -> asyncio.Event:
     """Set by the first SIGTERM or SIGINT. A second one finds the default handlers and ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -27,7 +27,13 @@ PORT = 50052
 
 @asynccontextmanager
 async def grpc_door(
-    settings: Settings, engine: Engine, keys: KeyRing, drain: Drain, metrics: GatewayMetrics, new_session_id: Callable[[], str]
+    settings: Settings,
+    engine: Engine,
+    keys: KeyRing,
+    drain: Drain,
+    metrics: GatewayMetrics,
+    new_session_id: Callable[[], str],
+    reuse_port: bool = False,
 ) -> AsyncIterator[Listening | None]:
     """Open inside, unless it is switched off. Raises OSError when a configured port cannot be had."""
     door = settings.grpc
@@ -41,6 +47,7 @@ async def grpc_door(
         max_message_bytes=int(door.max_message_bytes),
         max_calls=door.max_calls,
         stall_timeout_s=settings.streams.stall_timeout_s,
+        reuse_port=reuse_port,
     )
     rules = task_rules(ModelChoice(settings.default_model, settings.tasks.tiers), new_session_id)
     async with listening(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +83,9 @@ def _parser() -> ArgumentParser:
     serve.add_argument("--host", metavar="H", help="address to listen on")
     serve.add_argument("--port", metavar="N", help="port to listen on; 0 is a free one")
     serve.add_argument("--data", metavar="DIR", help="where embedded backends keep their data")
+    serve.add_argument("--role", choices=("all", "gateway", "orchestrator"), help="default: all, everything in one process")
+    serve.add_argument("--workers", metavar="N", help="processes that share the port")
+    serve.add_argument("--worker", action="store_true", help=SUPPRESS)
 
     submit = commands.add_parser("submit", help="ask, and stream the answer", description="Ask, and stream the answer live.")
     submit.add_argument("prompt", help="what to ask; - reads standard input")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import uvloop
@@ -14,27 +15,52 @@ from gateway.observe import logs
 from gateway.settings import Settings, load
 from gateway.settings_layers import Override
 from headgate.terminal import BOLD, note, styled
+from headgate.workers import supervise
 
-_FLAGS = {"host": ("server", "host"), "port": ("server", "port"), "data": ("data_dir",)}
+_FLAGS: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "host": (("server", "host"), ("orchestrator", "host")),
+    "port": (("server", "port"), ("orchestrator", "port")),
+    "data": (("data_dir",),),
+    "role": (("role",),),
+    "workers": (("server", "workers"),),
+}
+"""What each flag sets. A process listens in one of two places, depending on its role, and that is the one that is meant."""
 
 
 def settings_of(arguments: Namespace) -> Settings:
     """Flags over environment over file over defaults. Raises ConfigError."""
     given = {name: value for name in _FLAGS if (value := getattr(arguments, name)) is not None}
-    return load(arguments.config, flags=[Override(_FLAGS[name], value, f"--{name}") for name, value in given.items()])
+    flags = [Override(path, value, f"--{name}") for name, value in given.items() for path in _FLAGS[name]]
+    return load(arguments.config, flags=flags)
 
 
 def serve(arguments: Namespace) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, and HeadgateError or OSError when it cannot start."""
     settings = settings_of(arguments)
     logs.configure(settings.logging.level)
+    if arguments.worker:
+        uvloop.run(app.serve(settings, announce=_announce, progress=lambda _: None, reuse_port=True))
+        return
     note(starting(settings))
 
-    def announce(url: str) -> None:
-        _spare_the_collector()
-        print(welcome(url, settings), flush=True)
+    def welcoming(url: str) -> None:
+        _announce(welcome(url, settings))
 
-    uvloop.run(app.serve(settings, announce=announce, progress=note))
+    if settings.server.workers > 1:
+        uvloop.run(supervise(settings, _flags_of_workers(arguments), announce=welcoming, progress=note))
+    else:
+        uvloop.run(app.serve(settings, announce=welcoming, progress=note))
+
+
+def _announce(text: str) -> None:
+    _spare_the_collector()
+    print(text, flush=True)
+
+
+def _flags_of_workers(arguments: Namespace) -> list[str]:
+    """What was given to us, without the number of workers and the port, which the workers are told."""
+    names = ("config", "host", "data", "role")
+    return [part for name in names if (value := getattr(arguments, name)) is not None for part in (f"--{name}", str(value))]
 
 
 def _spare_the_collector() -> None:
@@ -48,13 +74,22 @@ def _spare_the_collector() -> None:
 
 def starting(settings: Settings) -> str:
     """What is being waited for."""
+    if settings.role == "gateway":
+        return f"Headgate's gateway is starting for {' and '.join(settings.orchestrator.urls)} ..."
     embedded = [name for name in ("redis", "temporal", "postgres") if getattr(settings.backends, name) == "embedded"]
     own = f" with its own {', '.join(embedded)} in {settings.data_dir}" if embedded else ""
-    return f"Headgate is starting{own} ..."
+    return f"{_name(settings)} is starting{own} ..."
+
+
+def _name(settings: Settings) -> str:
+    return "Headgate's orchestrator" if settings.role == "orchestrator" else "Headgate"
 
 
 def welcome(url: str, settings: Settings) -> str:
     """Where the server listens, and three ways to talk to it, ready to paste."""
+    if settings.role == "orchestrator":
+        text = f"{_name(settings)} listens on {url}, for gateways only. Start one with:"
+        return styled(text, BOLD, sys.stdout) + f"\n\nHEADGATE_ORCHESTRATOR__URLS={url} headgate serve --role gateway\n"
     model = next((name for name in settings.models if not name.endswith("*")), "MODEL")
     python = _interpreter()
     keyed = settings.auth.mode == "keys"
