@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import copy_context
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import msgspec
 from temporalio import activity
+from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
 from orchestrator import endings
 from orchestrator.agents.desk import Desk
@@ -28,6 +31,9 @@ from orchestrator.workflows.run_workflow import ATTEMPTS_PER_TURN, END_RUN, RUN_
 
 _PATIENCE_S = 0.5
 """How long an attempt that has not begun waits before it asks a log again that did not answer."""
+
+_ASK_S = 1.5
+"""How long Temporal may take to say what became of an attempt's workflow."""
 
 
 class Activities:
@@ -58,7 +64,7 @@ class Activities:
             lease_ms=round(job.heartbeat_s * 1000),
         )
         try:
-            return _encoded(await self._desk.work(work, beat=beat, cancelled=_why))
+            return _encoded(await _see_through(asyncio.create_task(self._desk.work(work, beat=beat, cancelled=_why))))
         except Fenced as error:
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
         except AppendSkipped as error:
@@ -97,6 +103,46 @@ class Activities:
 def _heartbeat() -> Callable[[], None]:
     """The activity's heartbeat, to be called from outside its task: which activity is meant is in the context."""
     return partial(copy_context().run, activity.heartbeat)
+
+
+async def _see_through(work: asyncio.Task[StepResult]) -> StepResult:
+    """What the attempt results in. That Temporal has given it up is no reason to stop it: the lease decides who may go on.
+
+    While Temporal is away no heartbeat can be delivered, and after two time-outs the SDK cancels the activity by itself. The
+    upstream is well all the while, and whoever reads would be kept waiting until another attempt begins, long after Temporal is
+    back. That one finds a live lease, waits, and then finds the ending. An attempt is cancelled only once, so one that was given
+    up has to look itself whether this process goes down.
+    """
+    awaited: set[asyncio.Task[Any]] = {work}
+    try:
+        while not work.done():
+            try:
+                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    work.cancel()
+                    awaited = {work}
+            except asyncio.CancelledError:
+                if await _given_up():
+                    awaited.add(asyncio.create_task(activity.wait_for_worker_shutdown()))
+                else:
+                    work.cancel()
+        return await work
+    finally:
+        for task in awaited - {work}:
+            task.cancel()
+
+
+async def _given_up() -> bool:
+    """Whether Temporal waits for this attempt no longer, though nobody asked for it to stop and its workflow goes on."""
+    details = activity.cancellation_details()
+    if details is None or not (details.timed_out or details.not_found):
+        return False
+    workflow = activity.client().get_workflow_handle(activity.info().workflow_id or "")
+    try:
+        found = await workflow.describe(rpc_timeout=timedelta(seconds=_ASK_S))
+    except RPCError as error:
+        return error.status is not RPCStatusCode.NOT_FOUND
+    return found.status is WorkflowExecutionStatus.RUNNING
 
 
 def _why() -> Stop:
