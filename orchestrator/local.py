@@ -132,7 +132,7 @@ class LocalEngine:
         try:
             await self._log.open(run, request, [encode(started)], events=[started])
         except LogUnavailable:
-            self._in_background(self._withdraw(run.id))
+            self._in_background(self._withdraw(run.id, opened=False))
             raise
         self._metrics.run_started()
         if entry.plan is not None and not run.durable:
@@ -232,18 +232,29 @@ class LocalEngine:
             try:
                 await self._ender.fail(run.id, ENGINE_UNAVAILABLE)
             except LogUnavailable:
-                self._in_background(self._withdraw(run.id))
+                self._in_background(self._withdraw(run.id, opened=True))
             raise
 
-    async def _withdraw(self, run_id: str) -> None:
+    async def _withdraw(self, run_id: str, *, opened: bool) -> None:
         """End a run whose submission was refused, though it may be in the log: nobody waits for it, and the janitor is not to
-        start it. Where the log is away for longer than this insists, the run is executed for nothing."""
+        start it. Where the log is away for longer than this insists, the run is executed for nothing.
+
+        One that is not in the log may still enter it: a Redis that was frozen reads what was sent on the lost connection when it
+        wakes up, perhaps after it has answered us on the new one. So the first such answer does not count.
+        """
+        answered = False
         for pause_s in _WITHDRAW_S:
             try:
-                await self._ender.fail(run_id, ENGINE_UNAVAILABLE)
-                return
+                if await self._ender.fail(run_id, ENGINE_UNAVAILABLE):
+                    if not opened:
+                        self._metrics.run_started()
+                    return
+                if answered:
+                    return
+                answered = True
             except LogUnavailable:
-                await asyncio.sleep(pause_s)
+                answered = False
+            await asyncio.sleep(pause_s)
         _log.warning("a run that was refused may be in the log", extra={"workflow_id": run_id})
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
