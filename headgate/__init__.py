@@ -6,16 +6,64 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headgate import errors as errors
+    from headgate.answers import Task, TaskSummary
+    from headgate.async_client import AsyncClient, AsyncTaskHandle
+    from headgate.async_stream import AsyncEventStream
+    from headgate.client import Client, TaskHandle
     from headgate.emitting import EmitRefused, Emitting, emit, flush, say
+    from headgate.errors import ClientError, Refused, ServerGone, StreamGap, TaskCancelled, TaskFailed, WaitTimedOut
+    from headgate.events import Event
+    from headgate.following import Backoff, Loss
+    from headgate.stream import EventStream
 
-__all__ = ["EmitRefused", "Emitting", "__version__", "emit", "flush", "say"]
+_NAMES = {
+    "answers": ("Task", "TaskSummary"),
+    "async_client": ("AsyncClient", "AsyncTaskHandle"),
+    "async_stream": ("AsyncEventStream",),
+    "client": ("Client", "TaskHandle"),
+    "emitting": ("EmitRefused", "Emitting", "emit", "flush", "say"),
+    "errors": ("ClientError", "Refused", "ServerGone", "StreamGap", "TaskCancelled", "TaskFailed", "WaitTimedOut"),
+    "events": ("Event",),
+    "following": ("Backoff", "Loss"),
+    "stream": ("EventStream",),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+__all__ = [
+    "AsyncClient",
+    "AsyncEventStream",
+    "AsyncTaskHandle",
+    "Backoff",
+    "Client",
+    "ClientError",
+    "EmitRefused",
+    "Emitting",
+    "Event",
+    "EventStream",
+    "Loss",
+    "Refused",
+    "ServerGone",
+    "StreamGap",
+    "Task",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskHandle",
+    "TaskSummary",
+    "WaitTimedOut",
+    "__version__",
+    "emit",
+    "errors",
+    "flush",
+    "say",
+]
 
 __version__ = "0.1.0"
 
-_HOMES = dict.fromkeys(("EmitRefused", "Emitting", "emit", "flush", "say"), "headgate.emitting")
-
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("headgate.errors")
     if (home := _HOMES.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    return getattr(import_module(f"headgate.{home}"), name)

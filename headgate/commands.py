@@ -1,60 +1,195 @@
-"""The commands that talk to a server: `submit`, `stream`, `models`."""
+"""The commands that talk to a server. Each takes a client and its arguments, and raises what went wrong."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from argparse import Namespace
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 
-from headgate.chat_door import Answer, ChatDoor, Refused
-from headgate.terminal import AnswerPrinter, JsonPrinter, note
+from headgate.answers import Task
+from headgate.async_client import AsyncClient, StreamOptions, raise_unless_completed
+from headgate.async_stream import AsyncEventStream
+from headgate.calls import TaskOptions
+from headgate.errors import ClientError, Conflict
+from headgate.following import Loss
+from headgate.live import LivePrinter
+from headgate.terminal import note, print_facts, print_json, print_table
+from orchestrator.events import ENDINGS
 
-
-async def submit(arguments: Namespace) -> None:
-    """Ask and show the answer. Leaving early closes the connection, which the server takes as a wish to cancel."""
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    async with ChatDoor(arguments.url, arguments.key) as door:
-        model = arguments.model or await _first_model(door)
-        question = {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        await _show(door.ask(question), json=arguments.json)
+LEAVE_S = 10.0
+"""How long an interrupted `submit` tries to have its task cancelled."""
 
 
-async def stream(arguments: Namespace) -> None:
-    """Show a run's answer, from its start or from a position."""
-    async with ChatDoor(arguments.url, arguments.key) as door:
-        await _show(door.follow(arguments.run_id, arguments.after), json=arguments.json)
-
-
-async def models(arguments: Namespace) -> None:
-    """List the models."""
-    async with ChatDoor(arguments.url, arguments.key) as door:
-        for model in await door.models():
-            if arguments.json:
-                JsonPrinter(sys.stdout).show(model)
-            else:
-                print(model["id"])
-
-
-async def _first_model(door: ChatDoor) -> str:
-    if not (listed := await door.models()):
-        raise Refused({"message": "The server lists no models; name one with --model."})
-    return str(listed[0]["id"])
-
-
-async def _show(answer: Answer, *, json: bool) -> None:
-    printer = JsonPrinter(sys.stdout) if json else AnswerPrinter(sys.stdout)
-    answer.on_run = lambda run_id: note(f"run {run_id}")
-    answer.on_loss = lambda pause_s: note(f"connection lost after {answer.received} chunks, trying again in {pause_s:g} s")
+async def submit(client: AsyncClient, arguments: Namespace) -> None:
+    """Ask and show the answer. Whoever leaves early cancels the task."""
+    query = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    options: TaskOptions = {}
+    if arguments.model:
+        options["model"] = arguments.model
+    if arguments.session:
+        options["session_id"] = arguments.session
+    task = await client.submit(query, **options)
+    if arguments.detach:
+        print_json({"task_id": task.task_id}) if arguments.json else print(task.task_id)
+        return
+    if not arguments.json:
+        note(f"run {task.task_id}")
     try:
-        async with aclosing(answer.chunks()) as chunks:
-            async for chunk in chunks:
-                printer.show(chunk)
+        await _show(client, task.task_id, json=arguments.json)
+    except (asyncio.CancelledError, BrokenPipeError):
+        await _cancel(client, task.task_id)
+        raise
+
+
+async def stream(client: AsyncClient, arguments: Namespace) -> None:
+    """Show a task's answer, from its start or from a position. Leaving leaves the task alone."""
+    await _show(client, arguments.task_id, after=arguments.after, json=arguments.json)
+
+
+async def status(client: AsyncClient, arguments: Namespace) -> None:
+    task = await client.get(arguments.task_id)
+    if arguments.json:
+        print_json(task)
+    else:
+        print_facts(_facts(task))
+
+
+async def list_tasks(client: AsyncClient, arguments: Namespace) -> None:
+    found = await client.list(
+        limit=arguments.limit, offset=arguments.offset, session_id=arguments.session, status=arguments.status
+    )
+    if arguments.json:
+        for task in found.tasks:
+            print_json(task)
+        return
+    if found.tasks:
+        rows = [(task.task_id, task.status, task.created_at, task.model_used, task.query) for task in found.tasks]
+        print_table(("TASK", "STATUS", "CREATED", "MODEL", "QUERY"), rows)
+    if (rest := found.total_count - arguments.offset - len(found.tasks)) > 0:
+        note(f"{rest} more: --offset {arguments.offset + len(found.tasks)}")
+
+
+async def control(client: AsyncClient, arguments: Namespace) -> None:
+    """`cancel`, `pause` and `resume`."""
+    ask = {"cancel": client.cancel, "pause": client.pause, "resume": client.resume}[arguments.command]
+    accepted = await ask(arguments.task_id, arguments.reason)
+    if arguments.json:
+        print_json(accepted)
+    else:
+        note(accepted.message)
+
+
+async def approvals(client: AsyncClient, arguments: Namespace) -> None:
+    pending = await client.approvals(arguments.session)
+    if arguments.json:
+        for each in pending:
+            print_json(each)
+    elif pending:
+        rows = [(each.workflow_id, each.approval_id, each.requested_at, each.proposed_action or "") for each in pending]
+        print_table(("TASK", "APPROVAL", "REQUESTED", "ACTION"), rows)
+
+
+async def approve(client: AsyncClient, arguments: Namespace) -> None:
+    decided = await client.approve(
+        arguments.task_id, arguments.approval_id, approved=not arguments.deny, feedback=arguments.feedback
+    )
+    if arguments.json:
+        print_json(decided)
+    else:
+        note(decided.message)
+
+
+async def models(client: AsyncClient, arguments: Namespace) -> None:
+    for model in await client.models():
+        print_json(model) if arguments.json else print(model.id)
+
+
+Command = Callable[[AsyncClient, Namespace], Awaitable[None]]
+
+COMMANDS: Mapping[str, Command] = {
+    "submit": submit,
+    "stream": stream,
+    "status": status,
+    "list": list_tasks,
+    "cancel": control,
+    "pause": control,
+    "resume": control,
+    "approvals": approvals,
+    "approve": approve,
+    "models": models,
+}
+
+
+async def run(arguments: Namespace) -> None:
+    """The command that `arguments` name."""
+    async with AsyncClient(arguments.url, arguments.key) as client:
+        await COMMANDS[arguments.command](client, arguments)
+
+
+async def _show(client: AsyncClient, task_id: str, *, after: str | None = None, json: bool) -> None:
+    """A task's stream to its end. Raises TaskNotCompleted if that is not the end of an answer."""
+    if json:
+        await _show_json(client.stream(task_id, **_options(note, after)))
+        return
+    # What comes after a position can only be told from what comes before it.
+    printer = LivePrinter(sys.stdout, note, after=_seq(after))
+    try:
+        async with client.stream(task_id, **_options(printer.tell, None)) as events:
+            async for event in events:
+                printer.show(event)
     finally:
         printer.end()
+    if printer.ending is not None:
+        raise_unless_completed(printer.ending)
     if summary := printer.summary():
         note(summary)
+
+
+async def _show_json(events: AsyncEventStream) -> None:
+    ending = None
+    async with events:
+        async for event in events:
+            print_json(event)
+            ending = event if event.type in ENDINGS else ending
+    if ending is not None:
+        raise_unless_completed(ending)
+
+
+def _options(tell: Callable[[str], None], after: str | None) -> StreamOptions:
+    def lost(loss: Loss) -> None:
+        tell(f"connection lost, trying again in {loss.pause_s:g} s")
+
+    return {"on_loss": lost} if after is None else {"on_loss": lost, "last_event_id": after}
+
+
+def _seq(position: str | None) -> int:
+    return int((position or "0").rpartition("-")[2])
+
+
+async def _cancel(client: AsyncClient, task_id: str) -> None:
+    try:
+        async with asyncio.timeout(LEAVE_S):
+            await client.cancel(task_id, "interrupted")
+    except Conflict:
+        return  # it had ended already
+    except (ClientError, TimeoutError):
+        note(f"{task_id} could not be cancelled and goes on")
+
+
+def _facts(task: Task) -> list[tuple[str, str | None]]:
+    usage = task.usage
+    return [
+        ("task", task.task_id),
+        ("status", task.status),
+        ("model", task.model_used),
+        ("session", task.session_id),
+        ("created", task.created_at),
+        ("started", task.started_at),
+        ("completed", task.completed_at),
+        ("progress", None if task.ended else f"{task.progress:.0%}"),
+        ("tokens", None if usage is None else f"{usage.prompt_tokens} + {usage.completion_tokens}"),
+        ("query", task.query),
+        ("error", task.error),
+        ("result", task.result),
+    ]

@@ -1,14 +1,17 @@
-"""What the command writes: answers to standard output, everything about them to standard error, colour only for people."""
+"""How the command writes: answers to standard output, everything about them to standard error, colour only for people."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 import msgspec
 
 DIM, RED, BOLD = "2", "31", "1"
+
+_CONTROLS = dict.fromkeys([*range(32), 127, *range(128, 160)]) | {ord(kept): kept for kept in "\n\t"}
 
 
 def styled(text: str, style: str, stream: TextIO) -> str:
@@ -16,84 +19,39 @@ def styled(text: str, style: str, stream: TextIO) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
+def tame(text: str, stream: TextIO) -> str:
+    """`text` without what would command a terminal: what a model says must not move the cursor or set the window's title."""
+    return text.translate(_CONTROLS) if stream.isatty() else text
+
+
 def note(text: str) -> None:
     """Something about the answer."""
-    print(styled(text, DIM, sys.stderr), file=sys.stderr, flush=True)
+    print(styled(tame(text, sys.stderr), DIM, sys.stderr), file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
     """Something went wrong."""
-    print(styled("headgate: ", RED, sys.stderr) + text, file=sys.stderr, flush=True)
+    print(styled("headgate: ", RED, sys.stderr) + tame(text, sys.stderr), file=sys.stderr, flush=True)
 
 
-class AnswerPrinter:
-    """Writes the first choice of a chat stream as it comes: its text, on a terminal also its reasoning, then its tool calls."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._reasoning = False
-        self._calls: dict[int, dict[str, str]] = {}
-        self._usage: dict[str, Any] | None = None
-        self._finish_reason: str | None = None
-        self._at_line_start = True
-
-    def show(self, chunk: dict[str, Any]) -> None:
-        self._usage = chunk.get("usage") or self._usage
-        for choice in chunk.get("choices", ()):
-            if choice["index"] == 0:
-                self._delta(choice["delta"])
-                self._finish_reason = choice.get("finish_reason") or self._finish_reason
-
-    def end(self) -> None:
-        """The answer is complete or will never be."""
-        for call in self._calls.values():
-            self._line_start()
-            self._write(f"{call['name']}({call['arguments']})")
-        self._line_start()
-
-    def summary(self) -> str:
-        """Why the answer ended and what it cost, as far as the server said."""
-        parts = [f"finish reason: {self._finish_reason}"] if self._finish_reason else []
-        if usage := self._usage:
-            parts.append(f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens")
-        return ", ".join(parts)
-
-    def _delta(self, delta: dict[str, Any]) -> None:
-        if (reasoning := delta.get("reasoning_content")) and self._out.isatty():
-            self._reasoning = True
-            self._write(reasoning, DIM)
-        if text := delta.get("content") or delta.get("refusal"):
-            if self._reasoning:
-                self._line_start()
-                self._reasoning = False
-            self._write(text)
-        for call in delta.get("tool_calls") or ():
-            known = self._calls.setdefault(call["index"], {"name": "", "arguments": ""})
-            for part, value in call.get("function", {}).items():
-                known[part] = known.get(part, "") + (value or "")
-
-    def _line_start(self) -> None:
-        if not self._at_line_start:
-            self._write("\n")
-
-    def _write(self, text: str, style: str | None = None) -> None:
-        self._out.write(styled(text, style, self._out) if style else text)
-        self._out.flush()
-        self._at_line_start = text.endswith("\n")
+def print_json(item: Any) -> None:
+    """One line, for programs."""
+    sys.stdout.write(msgspec.json.encode(item).decode() + "\n")
+    sys.stdout.flush()
 
 
-class JsonPrinter:
-    """Writes each object as one line of JSON, for programs. Same shape as `AnswerPrinter`."""
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need to be; the last one is cut where a terminal's line ends."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    room = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+    for row in (heads, *rows):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        line = tame(line.replace("\n", " "), sys.stdout)[:room]
+        print(styled(line, BOLD, sys.stdout) if row is heads else line)
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
 
-    def show(self, chunk: dict[str, Any]) -> None:
-        self._out.write(msgspec.json.encode(chunk).decode() + "\n")
-        self._out.flush()
-
-    def end(self) -> None:
-        return
-
-    def summary(self) -> str:
-        return ""
+def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
+    """One fact per line; those that are not known are left out."""
+    for name, value in facts:
+        if value is not None:
+            print(styled(f"{name}:".ljust(12), DIM, sys.stdout) + tame(value, sys.stdout))

@@ -1,0 +1,110 @@
+"""What can be typed after `headgate`."""
+
+from __future__ import annotations
+
+import os
+import re
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+from headgate import __version__
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+_STATES = ("QUEUED", "RUNNING", "PAUSED", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+_Command = Callable[..., ArgumentParser]
+
+
+def parser() -> ArgumentParser:
+    top = ArgumentParser(
+        prog="headgate",
+        description="An OpenAI-compatible streaming gateway for durable agent runs.",
+        epilog="Exit codes: 0 complete, 1 failed, 2 usage or configuration, 3 no server answers, 130 interrupted.",
+    )
+    top.add_argument("--version", action="version", version=f"headgate {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, description: str | None = None) -> ArgumentParser:
+        return commands.add_parser(name, help=help, description=description or f"{help[:1].upper()}{help[1:]}.")
+
+    _serve(command("serve", "start a server", "Start a server and run it until Ctrl-C."))
+    for each in _client_commands(command):
+        _connection(each)
+    return top
+
+
+def _serve(serve: ArgumentParser) -> None:
+    config = os.environ.get("HEADGATE_CONFIG")
+    serve.add_argument(
+        "--config", metavar="FILE", type=Path, default=config and Path(config), help="default: HEADGATE_CONFIG, or none"
+    )
+    serve.add_argument("--host", metavar="H", help="address to listen on")
+    serve.add_argument("--port", metavar="N", help="port to listen on; 0 is a free one")
+    serve.add_argument("--data", metavar="DIR", help="where embedded backends keep their data")
+    serve.add_argument("--role", choices=("all", "gateway", "orchestrator"), help="default: all, everything in one process")
+    serve.add_argument("--workers", metavar="N", help="processes that share the port")
+    serve.add_argument("--worker", action="store_true", help=SUPPRESS)
+
+
+def _client_commands(command: _Command) -> list[ArgumentParser]:
+    submit = command("submit", "ask, and stream the answer", "Ask, and stream the answer live. Ctrl-C cancels the task.")
+    submit.add_argument("prompt", help="what to ask; - reads standard input")
+    submit.add_argument(
+        "--model", metavar="M", default=os.environ.get("HEADGATE_MODEL"), help="default: HEADGATE_MODEL, or the server's default"
+    )
+    submit.add_argument("--session", metavar="S", help="the session that the task belongs to")
+    submit.add_argument("--detach", action="store_true", help="print the task's id and leave; the task goes on")
+
+    stream = command("stream", "read a task's answer", "Read a task's answer from its start, then live until it ends.")
+    _task(stream)
+    stream.add_argument("--after", metavar="P", type=_position, help="only what follows this position: a seq or a stream_id")
+
+    status = command("status", "look at a task")
+    _task(status)
+
+    listing = command("list", "list tasks, newest first")
+    listing.add_argument("--status", choices=_STATES, metavar="S", help=f"only those in this state: {', '.join(_STATES)}")
+    listing.add_argument("--session", metavar="S", help="only those of this session")
+    listing.add_argument("--limit", metavar="N", type=int, default=20)
+    listing.add_argument("--offset", metavar="N", type=int, default=0)
+
+    controls = [
+        command("cancel", "cancel a task"),
+        command("pause", "pause a task at its next safe point"),
+        command("resume", "let a paused task go on"),
+    ]
+    for control in controls:
+        _task(control)
+        control.add_argument("--reason", metavar="TEXT", help="for whoever reads the task's events")
+
+    approvals = command("approvals", "list the decisions that tasks wait for")
+    approvals.add_argument("--session", metavar="S", help="only what the tasks of this session wait for")
+
+    approve = command("approve", "approve or deny what a task proposes")
+    _task(approve)
+    approve.add_argument("approval_id", metavar="APPROVAL_ID")
+    approve.add_argument("--deny", action="store_true", help="deny it")
+    approve.add_argument("--feedback", metavar="TEXT", help="given to the task")
+
+    models = command("models", "list the models that can be asked")
+    return [submit, stream, status, listing, *controls, approvals, approve, models]
+
+
+def _task(command: ArgumentParser) -> None:
+    command.add_argument("task_id", metavar="TASK_ID")
+
+
+def _connection(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--url", metavar="U", default=os.environ.get("HEADGATE_URL", DEFAULT_URL), help=f"default: HEADGATE_URL, or {DEFAULT_URL}"
+    )
+    command.add_argument("--key", metavar="K", default=os.environ.get("HEADGATE_API_KEY"), help="default: HEADGATE_API_KEY")
+    command.add_argument("--json", action="store_true", help="one JSON object per line, for programs")
+
+
+def _position(text: str) -> str:
+    if not re.fullmatch(r"[0-9]+(-[0-9]+)?", text):
+        raise ArgumentTypeError("a position is a seq (digits) or a stream_id (digits, '-', digits)")
+    return text

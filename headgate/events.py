@@ -1,0 +1,61 @@
+"""Events as the client gives them, whichever door they came through. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.wire.sse_decoder import ServerEvent
+from headgate.errors import BadAnswer
+from orchestrator.events import EventType, timestamp
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that a task said. Types and payloads: `docs/reference/events.md`.
+
+    `seq` counts 1, 2, 3 … per task; it and `stream_id`, the exact one of the two, are positions to resume after. `message` is for
+    people: the delta of `LLM_PARTIAL`, the text of `LLM_OUTPUT`. What is said to one reader only (`STREAM_GAP`) has no position.
+    """
+
+    workflow_id: str
+    type: str
+    seq: int = 0
+    stream_id: str = ""
+    timestamp: str = ""
+    agent_id: str | None = None
+    message: str | None = None
+    payload: dict[str, Any] | None = None
+
+    @property
+    def task_id(self) -> str:
+        return self.workflow_id
+
+
+_decode = msgspec.json.Decoder(Event).decode
+
+
+def of_message(text: str | bytes) -> Event | None:
+    """A WebSocket message; None if it is no event but an answer to an operation. Raises BadAnswer."""
+    try:
+        return _decode(text)
+    except msgspec.ValidationError:
+        return None
+    except msgspec.DecodeError as error:
+        raise BadAnswer(f"A message is not JSON: {error}.") from None
+
+
+def of_server_event(said: ServerEvent, workflow_id: str, position: str) -> Event:
+    """A server-sent event. `position` is where the reader was before it. Raises BadAnswer.
+
+    The end of a stream is `[DONE]`, and its position stands beside it: without a new one, it was told again.
+    """
+    if said.data == "[DONE]":
+        ms, _, seq = said.id.partition("-")
+        if said.id == position or not (ms.isdecimal() and seq.isdecimal()):
+            return Event(workflow_id, EventType.STREAM_END)
+        return Event(workflow_id, EventType.STREAM_END, int(seq), said.id, timestamp(int(ms)))
+    try:
+        return _decode(said.data)
+    except msgspec.DecodeError as error:
+        raise BadAnswer(f"An event cannot be read: {error}.") from None
