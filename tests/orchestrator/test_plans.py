@@ -1,0 +1,112 @@
+"""Plans: what is refused with its path, what a workflow is told of them, and their interpreter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.errors import Failure
+from orchestrator.plans.interpreter import StepResult, interpret
+from orchestrator.plans.plan import Agent, Plan
+from orchestrator.runs import RunState
+
+FULL: dict[str, Any] = {
+    "name": "root",
+    "upstream": ["a", "b"],
+    "model": "m",
+    "system": "You are a secret.",
+    "parameters": {"temperature": 0.5},
+    "on_cut": "continue",
+    "attempts": 7,
+    "timeout_s": 12.5,
+}
+
+
+def plan(**agent: Any) -> Plan:
+    return Plan.model_validate({"agent": {"upstream": "a", **agent}})
+
+
+def test_an_upstream_may_be_one_or_several() -> None:
+    assert plan().agent.upstream == ("a",)
+    assert plan(upstream=["a", "b", "a"]).upstreams() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "place"),
+    [
+        ({"upstream": []}, ("agent", "upstream")),
+        ({"name": "with space"}, ("agent", "name")),
+        ({"name": ""}, ("agent", "name")),
+        ({"name": "said:ending"}, ("agent", "name")),
+        ({"name": "x" * 65}, ("agent", "name")),
+        ({"on_cut": "retry"}, ("agent", "on_cut")),
+        ({"attempts": 0}, ("agent", "attempts")),
+        ({"attempts": 21}, ("agent", "attempts")),
+        ({"timeout_s": 0}, ("agent", "timeout_s")),
+        ({"unknown": 1}, ("agent", "unknown")),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(agent: dict[str, Any], place: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        plan(**agent)
+    assert [error["loc"][: len(place)] for error in caught.value.errors()] == [place]
+
+
+def test_a_plan_survives_being_kept_beside_a_log() -> None:
+    whole = Plan.model_validate({"agent": FULL})
+    assert Plan.model_validate(whole.model_dump(mode="json")) == whole
+    assert whole.answers == "root"
+
+
+def test_an_outline_decides_the_same_and_holds_no_words() -> None:
+    whole = Plan.model_validate({"agent": FULL})
+    outline = whole.outline()
+    assert "secret" not in str(outline)
+    assert "temperature" not in str(outline)
+    expected = whole.agent.model_copy(update={"system": None, "parameters": {}})
+    assert Plan.model_validate(outline).agent == expected
+
+
+def test_a_step_is_found_by_its_name() -> None:
+    whole = Plan.model_validate({"agent": FULL})
+    assert whole.step("root") is whole.agent
+    with pytest.raises(KeyError):
+        whole.step("other")
+
+
+class Script:
+    """A context that answers with these results and notes what was asked."""
+
+    def __init__(self, *results: StepResult) -> None:
+        self.results = list(results)
+        self.asked: list[str] = []
+
+    async def checkpoint(self, step: str) -> None:
+        self.asked.append(f"checkpoint {step}")
+
+    async def run_agent(self, agent: Agent, *, final: bool) -> StepResult:
+        assert final
+        self.asked.append(f"run {agent.name}")
+        return self.results.pop(0)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        StepResult(RunState.COMPLETED, ended=True),
+        StepResult(RunState.CANCELLED, ended=True, reason="enough"),
+        StepResult(RunState.FAILED, ended=False, failure=Failure("x", "y")),
+    ],
+)
+async def test_the_only_agent_decides(result: StepResult) -> None:
+    context = Script(result)
+    assert await interpret(plan(), context) == result
+    assert context.asked == ["checkpoint agent", "run agent"]
+
+
+async def test_an_agent_that_paused_is_run_again_after_the_checkpoint() -> None:
+    context = Script(StepResult(RunState.PAUSED, ended=False), StepResult(RunState.COMPLETED, ended=True))
+    assert (await interpret(plan(), context)).state is RunState.COMPLETED
+    assert context.asked == ["checkpoint agent", "run agent"] * 2
