@@ -81,10 +81,13 @@ class Play:
     """One performance of a script."""
 
     def __init__(self, script: Script, body: Mapping[str, Any], *, earlier_calls: int = 0, prefix: str = "") -> None:
-        """`earlier_calls` with the same prompt decide what `once` skips; `prefix` is text that the reader has already."""
+        """`earlier_calls` with the same prompt decide what `once` skips; `prefix` is text that the reader has already.
+
+        Whoever has a prefix has called before, maybe in another process, where nobody counts for us.
+        """
         self.manner: Manner = script.manner
         self._body = body
-        self._earlier_calls = earlier_calls
+        self._earlier_calls = max(earlier_calls, 1) if prefix else earlier_calls
         self._statements = _turn(script, body)
         self._choices = range(script.manner.choices or _asked_choices(body))
         self._limit = _limit(body)
@@ -141,7 +144,11 @@ class Play:
                     yield from self._one(statement.statement)
             case Repeat():
                 yield from self._repeat(statement)
-            case Wait() | Status() | Cut() | Broken() | Garbage() | Line() | Blank():
+            case Wait():
+                # A silence behind the prefix may not be over: a run that was paused in it, or lost its worker, is in it again.
+                if not self._skip:
+                    yield statement
+            case Status() | Cut() | Broken() | Garbage() | Line() | Blank():
                 # Up to the first new text, a continued answer is in its past: what went wrong there went wrong already.
                 if not self._replaying:
                     yield statement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,8 +22,10 @@ async def no_sleep(_: float) -> None:
     await asyncio.sleep(0)
 
 
-def scripted(script: str | None = None, idle_timeout_s: float = 30.0) -> ScriptedUpstream:
-    return ScriptedUpstream(config=ScriptedConfig(kind="scripted", script=script, idle_timeout_s=idle_timeout_s), sleep=no_sleep)
+def scripted(
+    script: str | None = None, idle_timeout_s: float = 30.0, sleep: Callable[[float], Awaitable[None]] = no_sleep
+) -> ScriptedUpstream:
+    return ScriptedUpstream(config=ScriptedConfig(kind="scripted", script=script, idle_timeout_s=idle_timeout_s), sleep=sleep)
 
 
 def call(prompt: str | list[dict[str, Any]], *, prefix: str = "", **body: Any) -> Call:
@@ -103,6 +105,27 @@ async def test_a_continued_answer_skips_what_was_said_and_what_went_wrong() -> N
             assert (prefix + text(pieces), error) == ("one two three four", None)
         else:
             assert (prefix + text(pieces), type(error).__name__) == ("one two", "UpstreamCut")
+
+
+async def test_a_continued_answer_is_silent_where_it_has_not_been_yet() -> None:
+    """A run that was paused while its script hung went on as if the silence were over: `say "a"; hang` was complete at once.
+    What lies before the end of the prefix is past, and nothing else; what a script wants to happen once, it says."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+
+    script = '/script wait 1s; say "one"; wait 2s; say " two"; wait 3s; say " three"; wait 4s'
+    for prefix, left in (("", [1, 2, 3, 4]), ("on", [2, 3, 4]), ("one", [2, 3, 4]), ("one t", [3, 4]), ("one two three", [4])):
+        waits.clear()
+        pieces, error = await told(scripted(sleep=sleep), call(script, prefix=prefix))
+        assert (prefix + text(pieces), error, waits) == ("one two three", None, left), prefix
+    waits.clear()
+    _, error = await told(scripted(sleep=sleep), call('/script say "one"; hang', prefix="one"))
+    assert type(error).__name__ == "UpstreamSilent"
+    pieces, error = await told(scripted(sleep=sleep), call('/script say "one"; once hang; say " two"', prefix="one"))
+    assert (text(pieces), error) == (" two", None)
 
 
 async def test_once_is_counted_for_each_run() -> None:
