@@ -12,6 +12,8 @@ from gateway.transports.drain import Drain
 from gateway.transports.pump import LogCutShort, Pace, Pump, gather
 from gateway.wire.chat import ChatEncoder
 from gateway.wire.completion import CompletionFold
+from gateway.wire.encoder import Encoder
+from gateway.wire.native import NativeEncoder, Renderings
 from orchestrator import endings
 from orchestrator.errors import Failure, HeadgateError, RunFailed, Unavailable
 from orchestrator.events import Entry, Event, EventType, Gap, encode
@@ -105,7 +107,7 @@ class Stage:
             Pace(hold_s=2, keepalive_s=10), self.clock, self.drain, written=lambda items: self.written.append(len(items))
         )
 
-    async def run(self, encoder: ChatEncoder | None = None) -> None:
+    async def run(self, encoder: Encoder | None = None) -> None:
         async with asyncio.timeout(5):
             await self.pump.run(self.script, encoder or ChatEncoder(RUN), self.sink)
 
@@ -240,6 +242,15 @@ async def test_gathering_a_whole(stage: Stage) -> None:
     stage.script.feed(delta("b"), *COMPLETED)
     await gather(stage.script, fold)
     assert b'"content":"ab"' in fold.body()
+
+
+async def test_a_log_with_nothing_left_is_an_end_for_those_who_had_everything(stage: Stage) -> None:
+    """A native reader who comes back from the last position of a finished run gets `done`, not an error and not silence."""
+    stage.script.ended = True
+    stage.script.silence()
+    encoder = NativeEncoder(Renderings().sse(RUN.id))
+    await stage.run(encoder)
+    assert (stage.sink.writes, stage.sink.finished) == ([encoder.conclude()], True)
 
 
 async def test_gathering_what_failed_or_was_cut(stage: Stage) -> None:
