@@ -34,10 +34,11 @@ from headgate.answers import (
 )
 from headgate.async_stream import AsyncEventStream
 from headgate.calls import TaskOptions
-from headgate.connection import Connection, Transport
+from headgate.connection import Connection
 from headgate.errors import BadAnswer, TaskCancelled, TaskFailed, TaskTimedOut, WaitTimedOut
 from headgate.events import Event
 from headgate.following import PATIENT, Backoff, Following, Gaps, OnLoss
+from headgate.reading import Transport
 from orchestrator.events import ENDINGS, EventType
 from orchestrator.runs import RunState
 

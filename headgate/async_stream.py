@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Self
 
-from headgate.connection import Connection, Transport
+from headgate.connection import Connection
 from headgate.errors import ClientError, ServerGone
 from headgate.events import Event
 from headgate.following import Following, OnLoss
+from headgate.reading import Transport
 
 
 class AsyncEventStream:
@@ -58,9 +58,9 @@ async def _batches(
     """Holds no reference to the stream, so that a stream that nobody holds ends at once."""
     while not following.ended:
         try:
-            async with aclosing(connection.events(transport, following.query())) as batches:
-                async for batch in batches:
-                    following.connected()
+            async with connection.reading(transport, following.query()) as reading:
+                following.connected()
+                while (batch := await reading.next()) is not None:
                     taken, error = following.take(batch)
                     if taken:
                         yield taken

@@ -23,7 +23,7 @@ _TOLD_ELSEWHERE = ENDINGS | {
 
 
 class LivePrinter:
-    """Writes the first choice of what the answering agent says to `out`; on a terminal also its reasoning; at the end, tool calls.
+    """Writes the first choice of what the answering agent says to `out`; on a terminal its reasoning too; at the end, tool calls.
 
     `note` is told everything else. Events up to `after` are taken into account, and not shown.
     """
