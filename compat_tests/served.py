@@ -1,8 +1,12 @@
-"""A real Headgate: `headgate serve` as a child process, configured by a file, found by the address that it announces."""
+"""A real Headgate: `headgate serve` as a child process, configured by a file, found by the address that it announces.
+
+`HEADGATE_COMPAT_SHAPE=split` makes it two processes, a gateway and its orchestrator. All tests are the same.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,19 +15,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SHAPE = os.environ.get("HEADGATE_COMPAT_SHAPE", "whole")
+
 UPSTREAM_SECRET = "sk-upstream-canary-secret"
+INTERNAL_SECRET = "internal-canary-secret"
 ALICE, MALLORY = "key-of-alice", "key-of-mallory"
 """Keys at the server that asks for some. Alice's tenant is the one that everybody has elsewhere; Mallory's is another."""
 
-SECRETS = (UPSTREAM_SECRET, ALICE, MALLORY, "/script", "Bearer")
+SECRETS = (UPSTREAM_SECRET, INTERNAL_SECRET, ALICE, MALLORY, "/script", "Bearer")
 """What must not be logged: keys, and prompts, most of which are scripts."""
 
-_ANNOUNCED = re.compile(r"Headgate listens on (http://\S+)\. ")
+_ANNOUNCED = re.compile(r"^Headgate.* listens on (http://[^\s,]+\d)")
 
 
 @contextmanager
 def served(config: dict[str, Any], folder: Path) -> Iterator[str]:
-    """Its address. On leaving it must stop by itself when asked to, and its log must be fit to be read by strangers."""
+    """Its address, in the shape that is asked for. Clients cannot tell which."""
+    if SHAPE == "whole":
+        with _process(config, folder) as url:
+            yield url
+        return
+    assert SHAPE == "split", f"there is no shape {SHAPE}"
+    between = {"secret": INTERNAL_SECRET, "port": 0}
+    with _process({**config, "role": "orchestrator", "orchestrator": between}, folder / "orchestrator") as inside:
+        between = {"secret": INTERNAL_SECRET, "urls": [inside]}
+        with _process({**config, "role": "gateway", "orchestrator": between}, folder / "gateway") as url:
+            yield url
+
+
+@contextmanager
+def _process(config: dict[str, Any], folder: Path) -> Iterator[str]:
+    """One process. On leaving it must stop by itself when asked to, and its log must be fit to be read by strangers."""
+    folder.mkdir(exist_ok=True)
     file, log = folder / "config.yaml", folder / "stderr.log"
     file.write_text(json.dumps(config))
     command = [sys.executable, "-m", "headgate", "serve", "--config", str(file), "--data", str(folder / "data")]
