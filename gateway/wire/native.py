@@ -20,22 +20,11 @@ import msgspec
 
 from gateway.errors import StreamGap
 from gateway.wire import sse, websocket
+from gateway.wire.event_types import SSE_NAMES
 from orchestrator.errors import Failure
 from orchestrator.events import ENDINGS, Entry, EventType, Gap
 
 _UNFILTERED: frozenset[str] = ENDINGS | {EventType.STREAM_END, EventType.STREAM_GAP}
-
-_NAMES: Mapping[str, str] = {
-    EventType.LLM_PARTIAL: "thread.message.delta",
-    EventType.LLM_OUTPUT: "thread.message.completed",
-    EventType.WORKFLOW_PAUSING: "workflow.pausing",
-    EventType.WORKFLOW_PAUSED: "workflow.paused",
-    EventType.WORKFLOW_RESUMED: "workflow.resumed",
-    EventType.WORKFLOW_CANCELLING: "workflow.cancelling",
-    EventType.WORKFLOW_CANCELLED: "workflow.cancelled",
-    EventType.STREAM_END: "done",
-}
-"""The `event:` of a type; that of any other is the type itself. Never `error`, which `EventSource` keeps for the connection."""
 
 _DONE = b"[DONE]"
 _MEMO_BYTES = 256 * 1024
@@ -94,7 +83,7 @@ class SseRendering(Rendering):
 
     def __init__(self, run_id: str, types: frozenset[str], raw_names: bool) -> None:
         super().__init__(run_id, types)
-        self._names: Mapping[str, str] = {} if raw_names else _NAMES
+        self._names: Mapping[str, str] = {} if raw_names else SSE_NAMES
 
     def event(self, entry: Entry) -> bytes:
         event = entry.event
