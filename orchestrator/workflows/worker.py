@@ -117,6 +117,8 @@ class Temporal:
             yield
         finally:
             stopping.set()
+            if not connected.is_set():
+                task.cancel()  # it is connecting, which takes as long as it takes
             await asyncio.wait([task], timeout=self._drain_s + 10.0)
             task.cancel()
             await asyncio.wait([task])

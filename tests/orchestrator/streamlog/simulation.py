@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from orchestrator.events import Entry, Event, EventType, encode
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Run, RunRequest, RunState
 from orchestrator.streamlog.fanout import Fanout
-from orchestrator.streamlog.log import LogUnavailable, Position
+from orchestrator.streamlog.log import Log, LogUnavailable, Position
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.streamlog.writer import EventWriter
 
@@ -72,7 +72,9 @@ class NoHistory:
 
 
 class Story:
-    """One seed."""
+    """One seed. `pace` is what becomes of a second, for stories in real time."""
+
+    pace = 1.0
 
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
         self.chance = random.Random(seed)
@@ -80,7 +82,8 @@ class Story:
         self.store = MemoryStore(self.clock.time)
         self.store.checkpoint = self._checkpoint
         self.calm = False
-        self.logs = [MemoryLog(self.store, manual=True) for _ in range(2)]
+        self.memory = [MemoryLog(self.store, manual=True) for _ in range(2)]
+        self.logs: Sequence[Log] = self.memory
         ring = self.chance.choice([1, 200, 2000, 1 << 20])
         self.fanouts = [Fanout(log, NoHistory(), ring_bytes=ring) for log in self.logs]
         self.events = self.chance.randrange(0, 40)
@@ -93,8 +96,11 @@ class Story:
         finally:
             delivering.cancel()
             await asyncio.wait([delivering])
-            for fanout in self.fanouts:
-                await fanout.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        for fanout in self.fanouts:
+            await fanout.close()
 
     async def _run(self) -> None:
         run = Run(RUN_ID, "t", "m", "agent", 1)
@@ -126,20 +132,20 @@ class Story:
                 if writer.full:
                     await writer.room()
                 if self.chance.random() < 0.5:
-                    await asyncio.sleep(self.chance.choice([0, 0, 0.001, 0.03, 1.0]))
+                    await self._pause(0, 0, 0.001, 0.03, 1.0)
             ending = [Event(EventType.WORKFLOW_COMPLETED, AT), Event(EventType.STREAM_END, AT)]
             await writer.end(ending, RunState.COMPLETED)
 
     async def _read(self, process: int) -> None:
         """Read to the end, leaving and coming back to either process with the position that was reached."""
-        await asyncio.sleep(self.chance.choice([0, 0, 0.0005, 0.02, 2.0, 30.0]))
+        await self._pause(0, 0, 0.0005, 0.02, 2.0, 30.0)
         seen: list[Entry] = []
         while True:
             position = Position(seen[-1].seq, seen[-1].ms if self.chance.random() < 0.7 else None) if seen else Position(0)
             try:
                 async with self.fanouts[process].subscribe(RUN_ID, position) as cursor:
                     while not cursor.ended:
-                        for item in await cursor.next(self.chance.choice([0, 0.01, 10.0])):
+                        for item in await cursor.next(self.pace * self.chance.choice([0, 0.01, 10.0])):
                             if not isinstance(item, Entry):
                                 self.failures.append(f"gap {item} at {position}")
                                 return
@@ -153,6 +159,10 @@ class Story:
             process = self.chance.randrange(2)
         self._judge(seen)
 
+    async def _pause(self, *seconds: float) -> None:
+        """For one of these times."""
+        await asyncio.sleep(self.pace * self.chance.choice(seconds))
+
     def _judge(self, seen: list[Entry]) -> None:
         if [entry.seq for entry in seen] != list(range(1, self.events + 4)):
             self.failures.append(f"positions {[entry.seq for entry in seen]} of {self.events + 3}")
@@ -163,13 +173,13 @@ class Story:
     async def _deliver(self) -> None:
         """Notifications arrive when chance wants them to, if at all."""
         while True:
-            waiting = [log for log in self.logs if log.notices]
+            waiting = [log for log in self.memory if log.notices]
             for log in waiting:
                 if self.chance.random() < 0.2:
                     log.lose(1)
                 else:
                     log.deliver(self.chance.randrange(1, 4))
-            await asyncio.sleep(self.chance.choice([0, 0, 0.001, 0.05]) if waiting else self.chance.choice([0.001, 0.5]))
+            await self._pause(*([0, 0, 0.001, 0.05] if waiting else [0.001, 0.5]))
 
     async def _checkpoint(self, operation: str, point: str) -> None:
         if self.calm:
