@@ -114,7 +114,9 @@ encode: Callable[[Event], bytes] = _encoder.encode
 decode: Callable[[bytes], Event] = _decoder.decode
 
 
-_DELTA = f'{{"type":"{EventType.LLM_PARTIAL}"'.encode()
+DELTA = f'{{"type":"{EventType.LLM_PARTIAL}"'.encode()
+"""How the encoding of a delta begins, and no other."""
+
 _END = f'{{"type":"{EventType.STREAM_END}"'.encode()
 
 
@@ -144,7 +146,7 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     @property
     def is_delta(self) -> bool:
         """Told from its bytes, without decoding."""
-        return self.body.startswith(_DELTA)
+        return self.body.startswith(DELTA)
 
     @property
     def is_end(self) -> bool:

@@ -63,9 +63,7 @@ class Records:
 
     async def kept(self, run_id: str) -> list[Entry]:
         """All of a run's entries but deltas, from the log or from the archive."""
-        entries: list[Entry] = []
-        while page := await self._log.kept(run_id, len(entries), _PAGE):
-            entries += page
+        entries = await self._log.kept(run_id)
         if entries:
             return entries
         while page := await self._store.entries(run_id, entries[-1].seq if entries else 0, _PAGE):

@@ -51,15 +51,10 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
 
 async def asked_to_stop(log: Log, run_id: str) -> Stop | None:
     """Whether somebody has asked for the run to be cancelled, and in which words. What is in the log cannot be lost."""
-    skip = 1  # what opened the run
-    while entries := await log.kept(run_id, skip, _PAGE):
-        for entry in entries:
-            if entry.event.type == EventType.WORKFLOW_CANCELLING:
-                asked = _payload(entry.event)
-                return Stop("cancelled", asked.get("reason"), asked.get("by"))
-        if len(entries) < _PAGE:
-            break
-        skip += len(entries)
+    for entry in await log.kept(run_id):
+        if entry.event.type == EventType.WORKFLOW_CANCELLING:
+            asked = _payload(entry.event)
+            return Stop("cancelled", asked.get("reason"), asked.get("by"))
     return None
 
 

@@ -26,7 +26,6 @@ from orchestrator.store.records import Record
 from orchestrator.store.store import Store
 from orchestrator.streamlog.log import Log
 
-_PAGE = 1000
 _BATCH_RUNS = 200
 _BATCH_BYTES = 8 << 20
 _LEASE_MS = 10_000
@@ -129,11 +128,7 @@ class Archive:
 
     async def _record(self, run_id: str) -> Record | None:
         run = await self._log.run(run_id)
-        entries: list[Entry] = []
-        while run is not None and (page := await self._log.kept(run_id, len(entries), _PAGE)):
-            entries += page
-            if len(page) < _PAGE:
-                break
+        entries = [] if run is None else await self._log.kept(run_id)
         return Record(run, entries, entries[-1]) if run is not None and entries else None
 
     async def _write(self, records: Sequence[Record]) -> None:

@@ -196,8 +196,8 @@ class Log(Protocol):
         its place, the first entry is not `after_seq + 1`, which tells the caller so.
         """
 
-    async def kept(self, run_id: str, skip: int, limit: int) -> list[Entry]:
-        """The run's entries without its deltas, which is what the archive keeps: up to `limit` after the first `skip` of them."""
+    async def kept(self, run_id: str) -> list[Entry]:
+        """The run's entries without its deltas, which is what the archive keeps."""
 
     async def find(self, run_id: str, seq: int) -> Entry | None:
         """The entry with this `seq`, if the log still holds it."""

@@ -146,10 +146,10 @@ class MemoryLog:
         await self._store.at("read", "answered")
         return entries
 
-    async def kept(self, run_id: str, skip: int, limit: int) -> list[Entry]:
+    async def kept(self, run_id: str) -> list[Entry]:
         await self._store.at("kept", "sent")
         record = self._store.record(run_id)
-        return [] if record is None else record.kept()[skip : skip + limit]
+        return [] if record is None else record.kept()
 
     async def find(self, run_id: str, seq: int) -> Entry | None:
         found = [entry for entry in await self.read(run_id, seq - 1, 1) if entry.seq == seq]

@@ -23,10 +23,10 @@ _QUIET_S = 5.0
 
 
 def decode_batch(run_id: str, frame: bytes) -> Batch | None:
-    """A batch as `append.lua` publishes it: `origin prev_seq prev_ms ms count`, then one body per line. None if it is not one."""
+    """A batch as `append.lua` publishes it: `origin prev_seq count ms prev_ms`, then one body per line. None if it is not one."""
     head, *bodies = frame.split(b"\n")
     try:
-        prev_seq, prev_ms, ms, count = map(int, head.split(b" ")[1:])
+        prev_seq, count, ms, prev_ms = map(int, head.split(b" ")[1:])
     except ValueError:
         return None
     if not bodies or count != len(bodies):

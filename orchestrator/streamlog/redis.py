@@ -1,9 +1,12 @@
 """The event log in Redis 6.2 or newer. What it promises is in `log.py`; each atomic step is a script in `lua/`.
 
 A run has four keys that share a hash tag: `hg:{ID}:events`, a stream; `hg:{ID}:meta`, a hash; `hg:{ID}:request`, a string;
-`hg:{ID}:kept`, a list of the ids of all events but deltas, so that archiving a run does not have to read every token of it. Its
-batches are published on `hg:{ID}:live`. Appends have a connection of their own, so that a reader of ten thousand events delays
-nobody's token.
+`hg:{ID}:kept`, a list that leads to all events but the deltas, so that archiving a run does not have to read every token of it.
+Its batches are published on `hg:{ID}:live`. Appends have a connection of their own, so that a reader of ten thousand events
+delays nobody's token.
+
+What is appended together is stored together, up to a few kilobytes as one entry of the stream (see `append.lua`), which costs
+Redis hardly more than a single event does. Positions are those of the events all the same, and reading may begin at any of them.
 
 It does not retry: a call whose answer did not come raises LogUnavailable, and appends can be repeated by their `producer_seq`.
 """
@@ -13,15 +16,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, repeat
+from math import ceil
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
 from orchestrator.errors import HeadgateError
-from orchestrator.events import Entry, Event
+from orchestrator.events import DELTA, Entry, Event
 from orchestrator.runs import MOVES, Run, RunRequest, RunState
 from orchestrator.streamlog.connection import Connection
 from orchestrator.streamlog.link import Address
@@ -42,15 +48,25 @@ from orchestrator.streamlog.log import (
 from orchestrator.streamlog.notices import Notices, decode_batch
 from orchestrator.streamlog.registry import RUN_FIELDS, Registry, parse_run
 from orchestrator.streamlog.scripts import load
-from orchestrator.streamlog.wire import Command
+from orchestrator.streamlog.wire import Command, Word
 
-PAGE = 512
-"""Entries per read command, so that no read holds Redis up for long."""
+BATCH_BYTES = 16 * 1024
+"""How many bytes of events are stored as one batch at most; a larger event is a batch of its own."""
+
+PAGE = 128
+"""Batches per read command, two megabytes at most, so that no read holds Redis up for long."""
+
+_FIRST_PAGE = 8
+"""Batches in the first read command, as it is not known how many events are in one."""
+
+_GROWTH = 16
+"""How many times as many batches a read command may ask for as the one before, for they may be much fuller."""
 
 _MOST_REFRESH_MS = 60_000
 _REFUSED: dict[bytes, type[HeadgateError]] = {
     refusal.code.encode(): refusal for refusal in (Fenced, LogClosed, LogMissing, LogExists, AppendSkipped, AppendForgotten)
 }
+_NEXT_DELTA = b"\n" + DELTA
 _FOLLOWS = {state: " ".join(was for was in MOVES if state in MOVES[was]) for state in RunState}
 
 _encode = msgspec.json.Encoder().encode
@@ -116,7 +132,7 @@ class RedisLog:
         self, run: Run, request: RunRequest, bodies: Sequence[bytes], *, events: Sequence[Event] | None = None
     ) -> Appended:
         keys, channel = self._keys(run.id)
-        args: Command = (self._origin, channel, self._retention_ms, _encode(run), run.state, _encode(request), *bodies)
+        args: Command = (self._origin, channel, self._retention_ms, _encode(run), run.state, _encode(request), *_batches(bodies))
         parse = partial(self._appended, run.id, bodies, events, False)
         try:
             async with asyncio.timeout(self._admission_s):
@@ -158,7 +174,7 @@ class RedisLog:
             follows,
             int(ends),
             lease_ms,
-            *bodies,
+            *_batches(bodies),
         )
         appended: Appended = await self._writes.run(
             self._append, keys, args, partial(self._appended, run_id, bodies, events, ends)
@@ -176,11 +192,7 @@ class RedisLog:
         if ends and closed:
             self._writes.post(*self._registry.settling(run_id))
         if self.listener is not None and count == len(bodies) and count:
-            seqs = range(first_seq, first_seq + count)
-            if events is None:
-                entries = [Entry(seq, ms, body) for seq, body in zip(seqs, bodies, strict=True)]
-            else:
-                entries = [Entry(seq, ms, body, event) for seq, body, event in zip(seqs, bodies, events, strict=True)]
+            entries = list(map(Entry, range(first_seq, first_seq + count), repeat(ms), bodies, events or repeat(None)))
             self.listener(Batch(run_id, first_seq - 1, prev_ms, entries))
         return Appended(first_seq, count, ms, repeated == 1)
 
@@ -194,24 +206,28 @@ class RedisLog:
 
     async def read(self, run_id: str, after_seq: int, limit: int, *, after_ms: int | None = None) -> list[Entry]:
         entries: list[Entry] = []
-        while len(entries) < limit:
-            size = min(PAGE, limit - len(entries))
-            page = await self._page(run_id, after_seq, after_ms, size)
-            if entries and page and page[0].seq != after_seq + 1:
-                break  # the log was replaced while it was being read
-            entries += page
-            if len(page) < size:
-                break
+        size = _FIRST_PAGE
+        while size and (left := limit - len(entries)) > 0:
+            page, batches = await self._page(run_id, after_seq, after_ms, min(left, size))
+            if not page or (entries and page[0].seq != after_seq + 1):
+                break  # nothing there, or the log was replaced while it was being read
             after_seq, after_ms = page[-1].seq, page[-1].ms
+            entries += page[:left]
+            size = min(PAGE, batches * _GROWTH, ceil((left - len(page)) / len(page) * batches))
         return entries
 
-    async def kept(self, run_id: str, skip: int, limit: int) -> list[Entry]:
+    async def kept(self, run_id: str) -> list[Entry]:
         keys, _ = self._keys(run_id)
-        entries: list[Entry] = await self._reads.run(self._kept, (keys[0], keys[3]), (skip, limit), _entries)
+        entries: list[Entry] = []
+        last, going = b"", True
+        while going:
+            last, *batches = await self._reads.run(self._kept, (keys[0], keys[3]), (last, PAGE))
+            entries += [entry for entry in _entries(batches) if not entry.is_delta]
+            going = last != b""
         return entries
 
     async def find(self, run_id: str, seq: int) -> Entry | None:
-        entries = await self._from(run_id, seq, 1)
+        entries = await self._from(run_id, seq) if seq > 0 else []
         return entries[0] if entries and entries[0].seq == seq else None
 
     async def tail(self, run_id: str) -> Tail | None:
@@ -230,22 +246,26 @@ class RedisLog:
     async def lease_ms(self, run_id: str) -> int:
         return int(await self._reads.run(self._held, [self._registry.meta(run_id)], ()))
 
-    async def _page(self, run_id: str, after_seq: int, after_ms: int | None, size: int) -> list[Entry]:
-        if after_seq > 0 and after_ms is None:
-            return await self._from(run_id, after_seq + 1, size)
-        start, extra = (f"{after_ms}-{after_seq}", 1) if after_seq > 0 else ("-", 0)
-        entries: list[Entry] = await self._reads.call(
-            (b"XRANGE", self._events(run_id), start, b"+", b"COUNT", size + extra), _entries
-        )
-        if not extra:
-            return entries
-        if entries and (entries[0].seq, entries[0].ms) == (after_seq, after_ms):
-            return entries[1:]
-        return await self._from(run_id, after_seq, size)  # trimmed, or another stands there now: then it comes first
+    async def _page(self, run_id: str, after_seq: int, after_ms: int | None, size: int) -> tuple[list[Entry], int]:
+        """The entries of up to `size` batches, and of how many if there may be more, else 0."""
+        if after_seq <= 0:
+            start = b"-"
+        elif after_ms is None:
+            return await self._from(run_id, after_seq + 1), 1
+        else:
+            start, size = b"%d-%d" % (after_ms, after_seq), size + 1
+        batches = await self._reads.call((b"XRANGE", self._events(run_id), start, b"+", b"COUNT", size))
+        entries = _entries(batches)
+        if after_seq > 0:
+            if not entries or entries[0].ms != after_ms or entries[0].seq > after_seq:
+                return await self._from(run_id, after_seq), 1  # trimmed, or another stands there now: then it comes first
+            entries = entries[after_seq + 1 - entries[0].seq :]
+        return entries, size if len(batches) == size else 0
 
-    async def _from(self, run_id: str, seq: int, size: int) -> list[Entry]:
-        entries: list[Entry] = await self._reads.run(self._find, [self._events(run_id)], (seq, size), _entries)
-        return entries
+    async def _from(self, run_id: str, seq: int) -> list[Entry]:
+        """The entry with this number, or the first later one that is still there, and what follows it in its batch."""
+        entries: list[Entry] = await self._reads.run(self._find, [self._events(run_id)], (seq,), _entries)
+        return entries[max(0, seq - entries[0].seq) :] if entries else []
 
     # -- notifications ---------------------------------------------------------------------------------------------------
 
@@ -326,10 +346,35 @@ class RedisLog:
         return channel[len(self._prefix) + 2 : -len("}:live")]
 
 
-def _entries(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Entry]:
-    """Entries from a stream's: `{ms}-{seq}` and the one field's name and value."""
-    entries = []
-    for stream_id, (_, body) in reply:
-        ms, _, seq = stream_id.partition(b"-")
-        entries.append(Entry(int(seq), int(ms), body))
+def _batches(bodies: Sequence[bytes]) -> Sequence[Word]:
+    """Events as the scripts take them: for each batch how many, 0 if they are deltas only, and the events, one per line."""
+    lines = b"\n".join(bodies)
+    if len(lines) <= BATCH_BYTES:
+        return _batch(len(bodies), lines) if bodies else ()
+    words: list[Word] = []
+    ends = list(accumulate(len(body) + 1 for body in bodies))
+    first = start = 0
+    while first < len(bodies):
+        after = max(first + 1, bisect_right(ends, start + BATCH_BYTES))
+        words += _batch(after - first, lines[start : ends[after - 1] - 1])
+        first, start = after, ends[after - 1]
+    return words
+
+
+def _batch(count: int, lines: bytes) -> tuple[int, int, bytes]:
+    if lines.count(b"\n") != count - 1:
+        raise ValueError("the encoding of an event has to be one line")
+    return count, int(not lines.startswith(DELTA) or lines.count(_NEXT_DELTA) != count - 1), lines
+
+
+def _entries(batches: Sequence[tuple[bytes, tuple[bytes, bytes]]]) -> list[Entry]:
+    """Entries from a stream's, which are batches: `{ms}-{seq}` of the last event, the number of events, one event per line."""
+    entries: list[Entry] = []
+    for stream_id, (count, lines) in batches:
+        at, _, last = stream_id.partition(b"-")
+        seq, ms = int(last), int(at)
+        if count == b"1":
+            entries.append(Entry(seq, ms, lines))
+        else:
+            entries += [Entry(n, ms, body) for n, body in enumerate(lines.split(b"\n"), seq - int(count) + 1)]
     return entries

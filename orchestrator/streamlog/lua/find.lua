@@ -1,27 +1,31 @@
--- Finds the event numbered `seq`, or the first later one that is still there, without knowing its time.
+-- Finds the batch with the event numbered `seq`, or the first later one that is still there, without knowing its time.
 -- KEYS: events
--- ARGV: seq, limit
--- Returns up to `limit` entries from there on.
-local events, target, limit = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+-- ARGV: seq
+-- Returns it as XRANGE does, in a list, or an empty list. What a batch is, is told in append.lua.
+local events, target = KEYS[1], tonumber(ARGV[1])
 
-local function parse(entries)
-  if not entries[1] then return nil end
-  local ms, seq = string.match(entries[1][1], '(%d+)-(%d+)')
-  return tonumber(ms), tonumber(seq)
+local function range(from) return redis.call('XRANGE', events, from, '+', 'COUNT', 1) end
+
+-- The numbers of a batch's first and last event, and their time.
+local function span(batch)
+  local ms, last = string.match(batch[1], '(%d+)-(%d+)')
+  return last - batch[2][1] + 1, tonumber(last), tonumber(ms)
 end
 
-local first_ms, first_seq = parse(redis.call('XRANGE', events, '-', '+', 'COUNT', 1))
-if not first_ms then return {} end
-if first_seq >= target then return redis.call('XRANGE', events, '-', '+', 'COUNT', limit) end
+local oldest = range('-')
+if not oldest[1] then return {} end
+local _, last, low = span(oldest[1])
+if last >= target then return oldest end
 
-local last_ms, last_seq = parse(redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1))
-if last_seq < target then return {} end
+local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)
+local first, tail, high = span(newest[1])
+if tail < target then return {} end
+if first <= target then return newest end
 
--- seq grows with time: the latest time from which on the first event is not past the target is the target's own.
-local low, high = first_ms, last_ms
+-- seq grows with time: the latest time whose first batch does not begin past the target is the target's own.
 while low < high do
   local middle = math.ceil((low + high) / 2)
-  local ms, seq = parse(redis.call('XRANGE', events, middle, '+', 'COUNT', 1))
-  if seq <= target then low = ms else high = middle - 1 end
+  local first, _, ms = span(range(middle)[1])
+  if first <= target then low = ms else high = middle - 1 end
 end
-return redis.call('XRANGE', events, low .. '-' .. target, '+', 'COUNT', limit)
+return range(low .. '-' .. target)

@@ -5,6 +5,6 @@ local m = redis.call('HMGET', KEYS[2], 'seq', 'ms', 'closed')
 local seq = tonumber(m[1])
 if not seq then return false end
 
-local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-local first_seq = first and tonumber(string.match(first[1], '-(%d+)')) or seq + 1
+local batch = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+local first_seq = batch and string.match(batch[1], '%d+$') - batch[2][1] + 1 or seq + 1
 return {seq, tonumber(m[2]), first_seq, m[3] and 1 or 0}

@@ -239,6 +239,12 @@ def event() -> Callable[[object], Event]:
     return event_of
 
 
+@pytest.fixture
+def kept_body() -> Callable[[object], bytes]:
+    """The same of an event that the archive keeps."""
+    return lambda mark: encode(Event("PROGRESS", timestamp(1_700_000_000_000), message=str(mark)))
+
+
 def event_of(mark: object) -> Event:
     return Event("LLM_PARTIAL", timestamp(1_700_000_000_000), message=str(mark))
 

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.events import Entry, Event, encode
+from orchestrator.events import Entry, Event, Gap, encode
 from orchestrator.runs import MOVES, Run, RunRequest, RunState
+from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import (
     ACK_WINDOW,
     AppendForgotten,
@@ -22,8 +23,10 @@ from orchestrator.streamlog.log import (
     LogExists,
     LogMissing,
     LogRefused,
+    Position,
     Tail,
 )
+from tests.orchestrator.streamlog.simulation import NoHistory
 
 Body = Callable[[object], bytes]
 
@@ -37,12 +40,21 @@ async def outcome(call: Awaitable[Any]) -> Any:
     return answer.first_seq, answer.count, answer.repeated
 
 
+async def resumed(fanout: Fanout, run_id: str, position: Position, count: int) -> list[Entry | Gap]:
+    """What a reader who comes with this position gets, until it has this many."""
+    got: list[Entry | Gap] = []
+    async with fanout.subscribe(run_id, position) as subscription:
+        while len(got) < count:
+            got += await subscription.next(5.0)
+    return got
+
+
 async def everything(log: Log, run_id: str) -> list[Entry]:
     return await log.read(run_id, 0, 100_000)
 
 
 class TestKept:
-    async def test_all_but_the_deltas_in_pages(self, world: Any, ask: RunRequest) -> None:
+    async def test_all_but_the_deltas(self, world: Any, ask: RunRequest) -> None:
         here = await world.process()
         run = world.run()
         delta, other = (encode(Event(kind, "2026-01-01T00:00:00.000Z")) for kind in ("LLM_PARTIAL", "PROGRESS"))
@@ -51,11 +63,30 @@ class TestKept:
         await here.log.append(run.id, "w", 1, 2, [delta, other, other], ends=True)
         entries = await everything(here.log, run.id)
         kept = [entries[place] for place in (0, 2, 6, 7)]
-        assert await here.log.kept(run.id, 0, 100) == kept
-        assert await here.log.kept(run.id, 0, 3) == kept[:3]
-        assert await here.log.kept(run.id, 3, 3) == kept[3:]
-        assert await here.log.kept(run.id, 4, 3) == []
-        assert await here.log.kept("task-" + "0" * 32, 0, 3) == []
+        assert await here.log.kept(run.id) == kept
+        assert await here.log.kept("task-" + "0" * 32) == []
+
+    async def test_many_of_them_with_deltas_in_between(self, world: Any, ask: RunRequest, body: Body, kept_body: Body) -> None:
+        """More than one read command gives, some alone, some among deltas, and deltas alone."""
+        here = await world.process()
+        run = world.run()
+        await here.log.open(run, ask, [body("open")])
+        for n in range(400):
+            await here.log.append(
+                run.id, "w", 1, n + 1, [kept_body(n)] * (n % 3 % 2) + [body(n)] * (n % 5) + [kept_body(n)] * (n % 2)
+            )
+        entries = await everything(here.log, run.id)
+        assert await here.log.kept(run.id) == [entry for entry in entries if not entry.is_delta]
+        assert len(await here.log.kept(run.id)) == 333
+
+    async def test_what_was_trimmed_is_left_out(self, world: Any, ask: RunRequest, body: Body, kept_body: Body) -> None:
+        here = await world.process(max_events=100)
+        run = world.run()
+        await here.log.open(run, ask, [kept_body(0)])
+        for n in range(1, 401):
+            await here.log.append(run.id, "w", 1, n, [kept_body(n), body(n)])
+        entries = await everything(here.log, run.id)
+        assert await here.log.kept(run.id) == [entry for entry in entries if not entry.is_delta]
 
 
 class TestOpen:
@@ -385,6 +416,34 @@ class TestReading:
         assert found == entries[::37]
         assert [await log.find(run_id, seq) for seq in (0, 2401, 2**52)] == [None, None, None]
 
+    async def test_from_between_any_two_events_of_batches_of_every_size(self, world: Any, body: Body, ask: RunRequest) -> None:
+        """What was appended together may be stored together; a reader comes in and leaves anywhere in it all the same."""
+        here = await world.process()
+        run = world.run()
+        await here.log.open(run, ask, [body(1), body(2)])
+        sizes = (1, 5, 1, 1, 17, 2, 1, 3, 9)
+        large = "x" * 6000  # a few of these are stored apart from each other
+        for n, size in enumerate(sizes, 1):
+            await world.pass_ms(n % 3)
+            await here.log.append(run.id, "w", 1, n, [body((n, m, large * (n in (5, 7)))) for m in range(size)])
+        entries = [entry for batch in here.batches for entry in batch.entries]
+        assert [entry.seq for entry in entries] == list(range(1, sum(sizes) + 3))
+        assert await everything(here.log, run.id) == entries
+        fanout = Fanout(here.log, NoHistory())
+        for seq in range(len(entries) + 1):
+            ms = entries[seq - 1].ms if seq else None
+            for limit in (1, 2, 4, 100):
+                assert await here.log.read(run.id, seq, limit) == entries[seq : seq + limit]
+                assert await here.log.read(run.id, seq, limit, after_ms=ms) == entries[seq : seq + limit]
+            if ms is not None:
+                assert await here.log.find(run.id, seq) == entries[seq - 1]
+                for other in (ms - 1, ms + 1):
+                    page = await here.log.read(run.id, seq, 2, after_ms=other)
+                    assert page == entries[seq - 1 : seq + 1]
+            for position in (Position(seq), Position(seq, ms)):
+                assert await resumed(fanout, run.id, position, len(entries) - seq) == entries[seq:]
+        await fanout.close()
+
     async def test_a_place_that_was_lost_is_not_continued(self, log: Log, world: Any) -> None:
         """The reader holds an event that the log lost; another stands at its number now, at a later time."""
         run_id = world.run(number=1).id
@@ -504,6 +563,17 @@ class TestNotifications:
         assert repeated == first
         assert here.batches == [opened, first, last]
 
+    async def test_a_batch_of_any_size_arrives_whole(self, world: Any, body: Body, ask: RunRequest) -> None:
+        here, there = await world.process(), await world.process()
+        run = world.run()
+        here.log.watch(run.id)
+        await here.until(lambda: here.watched == [run.id])
+        await there.log.open(run, ask, [body(1)])
+        await there.log.append(run.id, "w", 1, 1, [body((n, "x" * 500)) for n in range(512)])
+        await here.until(lambda: len(here.batches) == 2)
+        assert here.batches == there.batches
+        assert [entry.seq for entry in here.heard] == list(range(1, 514))
+
     async def test_ones_own_batches_are_heard_once(self, world: Any, body: Body, ask: RunRequest) -> None:
         here, there = await world.process(), await world.process()
         run = world.run()
@@ -543,6 +613,10 @@ class TestNotifications:
     async def test_control_reaches_every_process_once(self, world: Any) -> None:
         here, there = await world.process(), await world.process()
         run_id = world.run().id
+        for process in (here, there):  # what is published before a process has subscribed is lost
+            process.log.watch(run_id)
+        await here.until(lambda: here.watched == [run_id])
+        await there.until(lambda: there.watched == [run_id])
         await here.log.publish_control(run_id, "cancel")
         assert here.control == [(run_id, "cancel")]
         await there.until(lambda: bool(there.control))

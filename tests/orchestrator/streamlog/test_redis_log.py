@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from orchestrator.runs import Run, RunRequest, RunState
 from orchestrator.streamlog.log import AppendSkipped, Batch, Log, LogMissing, LogUnavailable
 from orchestrator.streamlog.notices import decode_batch
+from orchestrator.streamlog.redis import BATCH_BYTES, PAGE
 
 pytestmark = pytest.mark.local
 Body = Callable[[object], bytes]
@@ -115,6 +116,77 @@ class TestScripts:
         assert (await here.log.append(run.id, "w", 1, 1, [body(1)])).repeated is False
 
 
+class TestBatches:
+    """What is appended together is stored together, within bounds that keep every command short."""
+
+    @pytest.fixture
+    def key(self, redis_world: Any, run: Run) -> str:
+        return f"{redis_world.prefix}:{{{run.id}}}:events"
+
+    async def test_an_append_is_one_entry_of_the_stream(self, here: Any, redis: Redis, key: str, run: Run, body: Body) -> None:
+        appended = await here.log.append(run.id, "w", 1, 1, [body(n) for n in range(100)])
+        await here.log.append(run.id, "w", 1, 2, [])
+        lines = b"\n".join(body(n) for n in range(100))
+        stored = await redis.xrange(key)
+        assert stored[1:] == [(f"{appended.ms}-101".encode(), {b"100": lines})]
+
+    async def test_no_read_command_gives_more_than_its_bound(
+        self, here: Any, redis: Redis, key: str, run: Run, body: Body
+    ) -> None:
+        """The fullest batches that a writer makes, after a stretch of events that came one by one."""
+        for n in range(1, 41):
+            await here.log.append(run.id, "w", 1, n, [body(n)])
+        full = [body("x" * 400) for _ in range(512)]
+        for n in range(41, 61):
+            await here.log.append(run.id, "w", 1, n, full)
+        stored = [len(lines) for _, batch in await redis.xrange(key) for lines in batch.values()]
+        assert max(stored) <= BATCH_BYTES
+        assert PAGE * BATCH_BYTES <= 2 << 20
+        await redis.config_resetstat()
+        entries = await here.log.read(run.id, 0, 100_000)
+        assert [entry.seq for entry in entries] == list(range(1, 41 + 20 * 512 + 1))
+        commands = (await redis.info("commandstats"))["cmdstat_xrange"]["calls"]
+        assert len(stored) / PAGE < commands < len(stored) / PAGE + 4
+
+    async def test_a_page_of_a_long_log_does_not_read_it_all(self, here: Any, redis: Redis, run: Run, body: Body) -> None:
+        full = [body("x" * 100) for _ in range(64)]
+        for n in range(1, 201):
+            await here.log.append(run.id, "w", 1, n, full)
+        before = (await redis.info("stats"))["total_net_output_bytes"]
+        entries = await here.log.read(run.id, 1000, 512)
+        sent = (await redis.info("stats"))["total_net_output_bytes"] - before
+        assert [entry.seq for entry in entries] == list(range(1001, 1513))
+        assert sent < 3 * sum(len(entry.body) for entry in entries)  # of 2.3 MB
+
+    async def test_a_large_event_is_a_batch_of_its_own(self, here: Any, redis: Redis, key: str, run: Run, body: Body) -> None:
+        large = body("x" * 3 * BATCH_BYTES)
+        await here.log.append(run.id, "w", 1, 1, [body(1), large, large, body(2), body(3)])
+        assert [list(batch) for _, batch in await redis.xrange(key)] == [[b"1"], [b"1"], [b"1"], [b"1"], [b"2"]]
+        entries = await here.log.read(run.id, 1, 10)
+        assert [(entry.seq, entry.body) for entry in entries] == list(enumerate([body(1), large, large, body(2), body(3)], 2))
+
+    async def test_what_is_not_one_line_is_refused(self, here: Any, run: Run, body: Body) -> None:
+        """It would be taken for two events, and every later one of its batch would be found at a wrong number."""
+        for bodies in ([b"{\n}"], [body(1), b"{\n}", body(2)], [b"{}\n"]):
+            with pytest.raises(ValueError, match="one line"):
+                await here.log.append(run.id, "w", 1, 1, bodies)
+        assert [entry.seq for entry in await here.log.read(run.id, 0, 10)] == [1]
+
+    @pytest.mark.parametrize("size", [1, 7])
+    async def test_the_index_of_what_is_kept_is_trimmed_too(
+        self, size: int, redis: Redis, redis_world: Any, ask: RunRequest, kept_body: Body
+    ) -> None:
+        here = await redis_world.process(max_events=100)
+        run = redis_world.run()
+        await here.log.open(run, ask, [kept_body(0)])
+        for n in range(1, 1001):
+            await here.log.append(run.id, "w", 1, n, [kept_body((n, m)) for m in range(size)])
+            tail = await here.log.tail(run.id)
+            assert tail.seq - tail.first_seq + 1 >= min(tail.seq, 100)
+        stem = f"{redis_world.prefix}:{{{run.id}}}"
+        assert await redis.llen(f"{stem}:kept") == await redis.xlen(f"{stem}:events") <= 300 / size
+
+
 class TestLostTail:
     """P4: Redis comes back as it was some time ago."""
 
@@ -148,9 +220,22 @@ class TestLostTail:
         """A replica took over without the event 1000-2, and its clock is behind: what stands there now is older."""
         run_id = redis_world.run().id
         for stream_id in ("100-1", "150-2", "1200-3"):
-            await redis.xadd(f"{redis_world.prefix}:{{{run_id}}}:events", {"e": body(stream_id)}, id=stream_id)
+            await redis.xadd(f"{redis_world.prefix}:{{{run_id}}}:events", {"1": body(stream_id)}, id=stream_id)
         assert [entry.seq for entry in await here.log.read(run_id, 2, 10, after_ms=1000)] == [2, 3]
         assert [entry.seq for entry in await here.log.read(run_id, 2, 10, after_ms=150)] == [3]
+
+    async def test_a_trimmed_place_is_not_taken_for_another_of_its_millisecond(
+        self, here: Any, redis_world: Any, redis: Redis
+    ) -> None:
+        run_id = redis_world.run().id
+        for stream_id, lines in (("1000-6", b"4\n5\n6"), ("1000-7", b"7"), ("1001-9", b"8\n9")):
+            key = f"{redis_world.prefix}:{{{run_id}}}:events"
+            await redis.xadd(key, {str(lines.count(b"\n") + 1): lines}, id=stream_id)
+        for seq, seen in ((1, [4, 5]), (2, [4, 5]), (3, [4, 5]), (4, [5, 6]), (6, [7, 8]), (7, [8, 9]), (9, [])):
+            ms = 1000 if seq < 8 else 1001
+            assert [int(entry.body) for entry in await here.log.read(run_id, seq, 2, after_ms=ms)] == seen
+            assert [entry.seq for entry in await here.log.read(run_id, seq, 2)] == seen
+        assert await here.log.find(run_id, 3) is None
 
     async def test_a_writer_of_a_log_that_is_gone_is_refused(
         self, here: Any, redis_world: Any, redis: Redis, run: Run, body: Body
@@ -245,7 +330,7 @@ class TestFrames:
     """Notifications come over the network: what is not one is ignored, for the log itself tells what is missing."""
 
     def test_a_frame_is_a_batch(self) -> None:
-        batch = decode_batch("task-1", b'me 4 99 100 2\n{"type":"A"}\n{"type":"B"}')
+        batch = decode_batch("task-1", b'me 4 2 100 99\n{"type":"A"}\n{"type":"B"}')
         assert isinstance(batch, Batch)
         assert (batch.run_id, batch.prev_seq, batch.prev_ms) == ("task-1", 4, 99)
         assert [(entry.seq, entry.ms, entry.body) for entry in batch.entries] == [
@@ -255,11 +340,11 @@ class TestFrames:
 
     def test_garbage_is_not(self) -> None:
         rng = random.Random(3)
-        good = b'me 4 99 100 1\n{"type":"A"}'
+        good = b'me 4 1 100 99\n{"type":"A"}'
         for _ in range(2000):
             at = rng.randrange(len(good))
             frame = good[:at] + bytes(rng.randrange(256) for _ in range(rng.randrange(3))) + good[at + rng.randrange(3) :]
             batch = decode_batch("task-1", frame)
             assert batch is None or len(batch.entries) == 1
-        for frame in (b"", b"\n", b"me 1 2 3 0", b"me 1 2 3 0\n", b"me 1 2 3 4\nx", b"me 1 2 x 1\ny", b"me 1 2 1\ny"):
+        for frame in (b"", b"\n", b"me 1 0 3 2", b"me 1 0 3 2\n", b"me 1 4 3 2\nx", b"me 1 1 x 2\ny", b"me 1 1 2\ny"):
             assert decode_batch("task-1", frame) is None
