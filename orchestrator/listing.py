@@ -140,8 +140,14 @@ class Records:
                 runs=before.runs + 1,
                 created_ms=min(before.created_ms, run.created_ms),
                 updated_ms=max(before.updated_ms, run.ended_ms or run.created_ms),
+                tokens=before.tokens + await self._tokens(run),
             )
         return sorted(sessions.values(), key=lambda each: (-each.updated_ms, each.id))[:limit]
+
+    async def _tokens(self, run: Run) -> int:
+        """What a run that is not archived yet has used so far."""
+        usage = _usage([entry.event for entry in await self.kept(run.id)])
+        return 0 if usage is None else usage.total_tokens
 
     async def _unarchived(self, tenant: str) -> list[Run]:
         """Without the runs of sessions that were deleted since."""

@@ -11,7 +11,7 @@ from orchestrator.clock import Clock
 from orchestrator.control import Control
 from orchestrator.engine import Publication, Published, PublishedEvent
 from orchestrator.errors import InvalidRequest
-from orchestrator.events import ENDINGS, Event, EventType, encode, timestamp
+from orchestrator.events import ENDINGS, Event, EventType, encode, is_event_type, timestamp
 from orchestrator.runs import Run, RunState
 from orchestrator.streamlog.log import Log, Position
 
@@ -22,7 +22,6 @@ MAX_EVENT_BYTES = 1024 * 1024
 
 _UNSTORED = frozenset({"HEARTBEAT", "PING"})
 _REFUSED = frozenset({EventType.STREAM_GAP, EventType.STREAM_END, EventType.WORKFLOW_STARTED})
-_OWN_TYPE = re.compile(r"X_[A-Z0-9_]{1,62}")
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _STATES = {
@@ -75,7 +74,7 @@ def _check(publication: Publication) -> None:
 
 
 def _check_event(event: PublishedEvent, place: str, *, last: bool) -> None:
-    known = event.type in _UNSTORED or event.type in EventType.__members__ or _OWN_TYPE.fullmatch(event.type)
+    known = event.type in _UNSTORED or is_event_type(event.type)
     if not known or event.type in _REFUSED:
         raise InvalidRequest(
             f"The type {event.type[:80]!r} cannot be published. Use one of the documented types, or your own with the prefix X_.",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from orchestrator.errors import InvalidRequest
-from orchestrator.events import EventType
+from orchestrator.events import EventType, is_event_type
 
 SSE_NAMES: Mapping[str, str] = {
     EventType.LLM_PARTIAL: "thread.message.delta",
@@ -21,8 +20,6 @@ SSE_NAMES: Mapping[str, str] = {
 """The `event:` of a type; that of any other is the type itself. Never `error`, which `EventSource` keeps for the connection."""
 
 _TYPES = {name: str(type) for type, name in SSE_NAMES.items()}
-
-_OWN = re.compile(r"X_[A-Z0-9_]{1,62}")
 
 
 class UnknownType(InvalidRequest):
@@ -39,6 +36,6 @@ def wanted_types(text: str) -> frozenset[str]:
     """
     names = [name for part in text.split(",") if (name := part.strip())]
     types = frozenset(_TYPES.get(name, name) for name in names)
-    if unknown := sorted(name for name in types if name not in EventType.__members__ and not _OWN.fullmatch(name)):
+    if unknown := sorted(name for name in types if not is_event_type(name)):
         raise UnknownType(f"No event has the type '{unknown[0][:100]}'. Publishers' own begin with X_.", param="types")
     return types
