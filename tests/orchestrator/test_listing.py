@@ -130,7 +130,7 @@ async def test_sessions_group_runs_wherever_they_are(engine: Engine, archive: Ar
     clock.ahead_s += 1
     second = await ended(engine, 'say "c"', session_id="s")
     sessions = await engine.sessions(ACME)
-    assert [(each.id, each.runs) for each in sessions] == [("s", 2), ("t", 1)]
+    assert [(each.id, each.runs, each.tokens > 0) for each in sessions] == [("s", 2, True), ("t", 1, True)]
     assert (sessions[0].created_ms, sessions[0].updated_ms >= second.created_ms) == (first.created_ms, True)
     assert [each.id for each in await engine.sessions(ACME, offset=1)] == ["t"]
     await engine.title_session(ACME, "s", "Letters")
