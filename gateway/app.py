@@ -111,7 +111,7 @@ async def _engine(
         return
     async with peer_session() as session:
         peers = Peers(settings.orchestrator.urls, signer(settings), session, time.monotonic, current_request_id)
-        yield RemoteEngine(peers, Catalog(settings.models), outage_s=settings.orchestrator.outage_s), peers
+        yield RemoteEngine(peers, Catalog(settings.models).resolve, outage_s=settings.orchestrator.outage_s), peers
 
 
 @asynccontextmanager

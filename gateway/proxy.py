@@ -31,6 +31,8 @@ from gateway.transports.drain import Drain
 from gateway.transports.sink import EventStreamSink
 from gateway.transports.tunnel import Handshake, Tunnel
 from gateway.wire import websocket
+from gateway.wire.native import SseRendering
+from gateway.wire.sse import at_boundary
 from gateway.wire.ws_messages import CloseCode
 from orchestrator.peers import CONNECT_S, OrchestratorAway, Peers, Refused
 from orchestrator.runs import is_run_id
@@ -88,15 +90,27 @@ class StreamProxy:
         sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s, headers=_answered(response.headers))
         _name(request)
         with counted(self._metrics):
-            async with response, self._drain.until_closed():
-                await sink.start()
-                try:
-                    while data := await response.content.readany():
-                        await sink.write(data)
-                except aiohttp.ClientError as error:
-                    raise OrchestratorAway from error
-                await sink.finish(b"")
+            async with response:
+                await self._pass_events(request, response, sink)
         return sink.response
+
+    async def _pass_events(self, request: web.Request, response: aiohttp.ClientResponse, sink: EventStreamSink) -> None:
+        """To the end of the body. A stream that has to stop before says so in-band if the last event is whole, like the door."""
+        last = b""
+        try:
+            async with self._drain.until_closed():
+                await sink.start()
+                while data := await response.content.readany():
+                    last = data
+                    await sink.write(data)
+            await sink.finish(b"")
+        except aiohttp.ClientError as error:
+            raise OrchestratorAway from error
+        except Draining as draining:
+            if not sink.started or not at_boundary(last):
+                raise
+            rendering = SseRendering(request.query["workflow_id"], frozenset(), raw_names=False)
+            await sink.finish(rendering.broken(draining.failure()))
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         tunnel, answer = await self._opened(request)
@@ -143,8 +157,9 @@ class StreamProxy:
 def _target(request: web.Request) -> str:
     """The path and the query at the orchestrator: the query as the client wrote it, less its ticket."""
     query = request.raw_path.partition("?")[2]
-    parts = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != "ticket"]
-    return f"{INSIDE}{request.path.removeprefix(OUTSIDE)}?{'&'.join(parts)}"
+    kept = "&".join(part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != "ticket")
+    path = INSIDE + request.path.removeprefix(OUTSIDE)
+    return f"{path}?{kept}" if kept else path
 
 
 def _asked(request: web.Request, names: tuple[str, ...]) -> CIMultiDict[str]:

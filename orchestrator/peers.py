@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import Final
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from orchestrator.errors import HeadgateError, Unavailable
@@ -145,7 +146,8 @@ class Peers:
         refused: Refused | None = None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         for url in self.order():
-            signed = {**(headers or {}), **self.headers("GET", target, principal, only_run)}
+            signed = CIMultiDict(headers or {})
+            signed.update(self.headers("GET", target, principal, only_run))
             try:
                 response = await self._session.get(
                     URL(url + target, encoded=True), headers=signed, timeout=timeout, allow_redirects=False

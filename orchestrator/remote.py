@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 import aiohttp
 import msgspec
 
-from orchestrator.catalog import Catalog, Resolved
+from orchestrator.catalog import Resolved
 from orchestrator.engine import Dependency, Engine, Subscription
 from orchestrator.errors import Unavailable
 from orchestrator.following import Following
@@ -44,11 +44,18 @@ def _remote(method: Method) -> Method:
 
 
 class RemoteEngine(Engine):
-    """`outage_s`: how long a subscription waits for an orchestrator to come back. The catalog is this process's own."""
+    """`resolve` is answered here. `outage_s`: how long a subscription waits for an orchestrator to come back."""
 
-    def __init__(self, peers: Peers, catalog: Catalog, *, outage_s: float = OUTAGE_S, silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        resolve: Callable[[str], Resolved],
+        *,
+        outage_s: float = OUTAGE_S,
+        silence_s: float = SILENCE_S,
+    ) -> None:
         self._peers = peers
-        self._catalog = catalog
+        self._resolve = resolve
         self._outage_s = outage_s
         self._silence_s = silence_s
 
@@ -81,7 +88,7 @@ class RemoteEngine(Engine):
         return answer
 
     def resolve(self, model: str) -> Resolved:
-        return self._catalog.resolve(model)
+        return self._resolve(model)
 
     @asynccontextmanager
     async def subscribe(self, principal: Principal, run_id: str, position: Position = BEGINNING) -> AsyncIterator[Subscription]:

@@ -64,6 +64,12 @@ def retry(ms: int) -> bytes:
     return b"retry: %d\n" % ms
 
 
+def at_boundary(written: bytes) -> bool:
+    """Whether another frame may follow what was written last: a whole frame, a comment, or a retry time."""
+    last_line = written[written.rfind(b"\n", 0, -1) + 1 :]
+    return written.endswith(b"\n\n") or (written.endswith(b"\n") and last_line.startswith((b":", b"retry: ")))
+
+
 DONE = b"data: [DONE]\n\n"
 """How OpenAI streams say that they are complete."""
 

@@ -61,7 +61,7 @@ async def peers(urls: Sequence[str], *, secret: str = SECRET, clock: Callable[[]
 @asynccontextmanager
 async def remote(*urls: str, outage_s: float = 10.0, **options: Any) -> AsyncIterator[RemoteEngine]:
     async with peers(urls, **options) as known:
-        yield RemoteEngine(known, Catalog(settings().models), outage_s=outage_s)
+        yield RemoteEngine(known, Catalog(settings().models).resolve, outage_s=outage_s)
 
 
 @asynccontextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from gateway.access.keys import Access
-from gateway.app import ACCESS, gateway, new_request_id
+from gateway.app import ACCESS, current_request_id, gateway, new_request_id, orchestrator_app, signer
 from gateway.observe.metrics import GatewayMetrics
 from gateway.settings import Settings
 from gateway.transports.drain import Drain
@@ -25,12 +27,17 @@ from orchestrator.catalog import ModelEntry
 from orchestrator.clock import SystemClock
 from orchestrator.engine import Engine
 from orchestrator.metrics import NoMetrics
+from orchestrator.peers import Peers, peer_session
+from orchestrator.remote import RemoteEngine
 from orchestrator.store.memory import MemoryRuns
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
 from orchestrator.upstreams.witness import Witness
 from orchestrator.workflows.worker import TemporalAddress
+
+SHAPE = os.environ.get("HEADGATE_COMPAT_SHAPE", "whole")
+"""`split` runs all these tests against a gateway and an orchestrator that meet only over HTTP."""
 
 
 @dataclass
@@ -107,11 +114,27 @@ Serve = Callable[[Settings, Engine], Awaitable[Server]]
 async def serving(settings: Settings, engine: Engine) -> AsyncIterator[Server]:
     metrics = GatewayMetrics()
     async with (
-        gateway(settings, engine, metrics) as (app, drain),
+        _reached(settings, engine) as (reached, peers),
+        gateway(settings, reached, metrics, peers) as (app, drain),
         listening(app, host="127.0.0.1", port=0, new_request_id=new_request_id) as url,
         aiohttp.ClientSession() as http,
     ):
         yield Server(url, int(url.rpartition(":")[2]), drain, metrics, http, app, app[ACCESS])
+
+
+@asynccontextmanager
+async def _reached(settings: Settings, engine: Engine) -> AsyncIterator[tuple[Engine, Peers | None]]:
+    """The engine as it is, or, in the shape `split`, behind an orchestrator's app of the same settings."""
+    if SHAPE == "whole":
+        yield engine, None
+        return
+    async with (
+        orchestrator_app(settings, engine, GatewayMetrics()) as (app, _),
+        listening(app, host="127.0.0.1", port=0, new_request_id=new_request_id) as url,
+        peer_session() as session,
+    ):
+        peers = Peers([url], signer(settings), session, time.monotonic, current_request_id)
+        yield RemoteEngine(peers, engine.resolve, outage_s=5.0), peers
 
 
 @pytest.fixture
