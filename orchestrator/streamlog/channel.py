@@ -33,7 +33,9 @@ class Channel:
         self._entries: list[Entry] = []
         self._before_ms = ms
         self._size = 0
-        self._waiters: list[asyncio.Future[bool]] = []
+        self._waiters: dict[asyncio.Future[bool], float] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
 
     def feed(self, batch: Batch) -> bool:
         """Take the batch, or what is new of it. False: there is a hole before it, or it contradicts what is here."""
@@ -78,17 +80,40 @@ class Channel:
         self._wake()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Wait for something new; False when nothing came in time."""
+        """Wait for something new; False when nothing came in time.
+
+        One timer serves all who wait, and stays set when they are woken: a thousand readers of a lively run wait fifty times
+        a second, and hardly ever in vain.
+        """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(timeout_s, _resolve, waiter, False)
-        self._waiters.append(waiter)
+        due = self._waiters[waiter] = loop.time() + timeout_s
+        if self._alarm is None or due < self._alarm_at:
+            self._set_alarm(loop, due)
         try:
             return await waiter
         finally:
-            timer.cancel()
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self._waiters.pop(waiter, None)
+
+    def dismiss(self) -> None:
+        """Nobody will wait any more."""
+        if self._alarm is not None and not self._waiters:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = loop.call_at(due, self._time_up, loop), due
+
+    def _time_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarm = None
+        late = [waiter for waiter, due in self._waiters.items() if due <= self._alarm_at]
+        for waiter in late:
+            del self._waiters[waiter]
+            _resolve(waiter, False)
+        if self._waiters:
+            self._set_alarm(loop, min(self._waiters.values()))
 
     def _ms_at(self, seq: int, first: int) -> int:
         return self._before_ms if seq == first else self._entries[seq - first - 1].ms
@@ -122,7 +147,7 @@ class Channel:
             del self._entries[:cut]
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             _resolve(waiter, True)
 

@@ -141,6 +141,7 @@ class Fanout:
         if channel.lingering is not None:
             channel.lingering.cancel()
             channel.lingering = None
+        channel.dismiss()
 
     def _watch(self, channel: Channel) -> None:
         if channel.watching is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -128,3 +130,45 @@ async def test_waiting_ends_with_news_or_with_time() -> None:
     await asyncio.wait(waiting)
     assert waiting[0].cancelled()
     assert [task.result() for task in waiting[1:]] == [True, True]
+
+
+async def test_each_waits_for_as_long_as_it_said() -> None:
+    """They share one timer: it is brought forward for whoever is less patient, and goes on for the others."""
+    ring = channel()
+    patient = asyncio.create_task(ring.wait(5.0))
+    await asyncio.sleep(0)
+    assert not await ring.wait(0.01)
+    assert not await ring.wait(0.01)
+    assert not patient.done()
+    ring.feed(batch(1, 1))
+    assert await patient
+
+
+async def test_who_was_woken_waits_anew() -> None:
+    """The timer outlives the wait it was set for. When it goes off, whoever has come since then waits on."""
+    ring = channel()
+    first = asyncio.create_task(ring.wait(0.02))
+    await asyncio.sleep(0)
+    ring.feed(batch(1, 1))
+    assert await first
+    second = asyncio.create_task(ring.wait(5.0))
+    assert not await ring.wait(0.04)
+    assert not second.done()
+    ring.feed(batch(2, 2))
+    assert await second
+
+
+async def test_a_channel_that_nobody_waits_for_sets_no_timer() -> None:
+    """A run is over long before its last reader's patience is: its ring must not be kept until then."""
+    ring = channel()
+    kept = weakref.ref(ring)
+    waiting = asyncio.create_task(ring.wait(5.0))
+    await asyncio.sleep(0)
+    ring.dismiss()
+    assert not waiting.done()
+    ring.feed(batch(1, 1))
+    assert await waiting
+    ring.dismiss()
+    del ring, waiting
+    gc.collect()
+    assert kept() is None
