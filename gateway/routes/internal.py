@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway.access.keys import Access
 from gateway.edge import PRINCIPAL, about_run
-from gateway.errors import Draining, RouteNotFound
+from gateway.errors import Draining
 from gateway.observe.metrics import GatewayMetrics
 from gateway.routes.native import run_id
 from gateway.routes.route import Route
@@ -62,7 +62,7 @@ class InternalRoutes:
         """One of the engine's methods."""
         call = CALLS.get(request.match_info["call"])
         if call is None:
-            raise RouteNotFound
+            raise web.HTTPNotFound  # a gateway of another version: it must not take this for an answer to its client
         if self._drain.begun and call.name == "submit":
             raise Draining(retry_after_s=1)  # what runs here may finish; what begins should begin elsewhere
         message = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
