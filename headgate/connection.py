@@ -19,7 +19,7 @@ class Connection:
     """To one server. `answered`: a call was answered, so the address is that of a server."""
 
     def __init__(self, base_url: str, api_key: str | None, timeout_s: float) -> None:
-        self.url = base_url.rstrip("/")
+        self.url = base_url.rstrip("/").removesuffix("/v1")  # the address that OpenAI's clients are given does as well
         self.answered = False
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 import msgspec
 
+from gateway.wire import sse
+
 DIM, RED, BOLD = "2", "31", "1"
 
 _CONTROLS = dict.fromkeys([*range(32), 127, *range(128, 160)]) | {ord(kept): kept for kept in "\n\t"}
@@ -35,8 +37,8 @@ def complain(text: str) -> None:
 
 
 def print_json(item: Any) -> None:
-    """One line, for programs."""
-    sys.stdout.write(msgspec.json.encode(item).decode() + "\n")
+    """One line, for programs, also for those whose lines end at U+2028."""
+    sys.stdout.write(sse.escape(msgspec.json.encode(item)).decode() + "\n")
     sys.stdout.flush()
 
 

@@ -5,155 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
 
-import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import unused_port
 
 from headgate import __version__
-from headgate.chat_door import Answer, ChatDoor, Chunk, Refused, ServerGone
+from tests.headgate.flaky import EVENTS, MS, RUN, FlakyServer, cut_after, event, hang, serving
 
-RUN = "task-0123456789abcdef0123456789abcdef"
-
-
-def chunk(delta: dict[str, Any], finish_reason: str | None = None, **extras: Any) -> Chunk:
-    return {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **extras}
-
-
-CHUNKS = [
-    chunk({"role": "assistant"}),
-    chunk({"content": "It is "}),
-    chunk({"content": "a gate…"}),
-    chunk({}, "stop"),
-    {"id": "chatcmpl-1", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}},
-]
-KEEPALIVE = chunk({}, headgate_keepalive=True)
-
-
-def frame(data: Any) -> bytes:
-    return b"data: " + (data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()) + b"\n\n"
-
-
-class FlakyDoor:
-    """A chat door whose connections each do what the next entry of `plan` says with the frames that are due."""
-
-    def __init__(self, *plan: Callable[[list[bytes]], list[bytes]], error: dict[str, Any] | None = None) -> None:
-        self.requests: list[tuple[str, str]] = []
-        self.left = asyncio.Event()
-        self._plan = list(plan)
-        self._frames = [frame(item) for item in CHUNKS]
-        self._ending = frame({"error": error}) if error else frame(b"[DONE]")
-
-    def app(self) -> web.Application:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", self.answer)
-        app.router.add_get("/v1/chat/completions/{id}", self.answer)
-        app.router.add_get("/v1/models", self.models)
-        return app
-
-    async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "headgate-demo"}, {"id": "other"}]})
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append((request.method, request.path_qs))
-        received = int(request.query.get("starting_after", 0))
-        frames = [*self._frames[received:], self._ending]
-        act = self._plan.pop(0) if self._plan else whole
-        if act is refuse:
-            return web.json_response({"error": {"message": "Shutting down.", "code": "draining"}}, status=503)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Workflow-ID": RUN})
-        await response.prepare(request)
-        for part in act(frames):
-            await response.write(part)
-        if act is hang:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.left.set()
-        if act is not whole and request.transport is not None:
-            request.transport.abort()
-        return response
-
-
-def whole(frames: list[bytes]) -> list[bytes]:
-    return [b": keepalive\n", frame(KEEPALIVE), b"".join(frames)]
-
-
-def refuse(frames: list[bytes]) -> list[bytes]:
-    return frames
-
-
-def hang(frames: list[bytes]) -> list[bytes]:
-    return frames[:2]
-
-
-def cut_after(count: int, extra_bytes: int = 0) -> Callable[[list[bytes]], list[bytes]]:
-    return lambda frames: [*frames[:count], frame(KEEPALIVE), frames[count][:extra_bytes]]
-
-
-@asynccontextmanager
-async def serving(door: FlakyDoor) -> AsyncIterator[str]:
-    async with TestServer(door.app()) as server:
-        yield str(server.make_url("")).rstrip("/")
-
-
-async def collected(answer: Answer, into: list[Chunk] | None = None) -> list[Chunk]:
-    into = [] if into is None else into
-    async for item in answer.chunks():
-        into.append(item)
-    return into
-
-
-class TestAnswer:
-    """The stream itself: the chunks of a run, once each and in order, however often the connection is lost."""
-
-    @pytest.mark.parametrize("extra_bytes", [0, 1, 6, 20])
-    async def test_each_chunk_comes_once_whatever_was_cut(self, extra_bytes: int) -> None:
-        flaky = FlakyDoor(cut_after(2, extra_bytes), cut_after(0, extra_bytes), refuse, cut_after(1, extra_bytes), whole)
-        async with serving(flaky) as url, ChatDoor(url, backoff_s=(0.0, 0.0, 0.0)) as door:
-            answer = door.ask({"model": "headgate-demo", "stream": True})
-            assert await collected(answer) == CHUNKS
-        resumed = f"/v1/chat/completions/{RUN}?stream=true&starting_after="
-        assert flaky.requests == [
-            ("POST", "/v1/chat/completions"),
-            ("GET", resumed + "2"),
-            ("GET", resumed + "2"),
-            ("GET", resumed + "2"),
-            ("GET", resumed + "3"),
-        ]
-
-    async def test_follows_a_run_from_a_position(self) -> None:
-        async with serving(FlakyDoor()) as url, ChatDoor(url + "/v1/") as door:
-            assert await collected(door.follow(RUN, 3)) == CHUNKS[3:]
-
-    async def test_gives_up_when_the_connection_does_not_come_back(self) -> None:
-        async with serving(FlakyDoor(cut_after(2), refuse, refuse, refuse)) as url, ChatDoor(url, backoff_s=(0.0, 0.0)) as door:
-            with pytest.raises(ServerGone, match=f"does not come back. `headgate stream {RUN}`"):
-                await collected(door.follow(RUN))
-
-    async def test_progress_starts_the_pauses_over(self) -> None:
-        async with serving(FlakyDoor(*[cut_after(1)] * len(CHUNKS))) as url, ChatDoor(url, backoff_s=(0.0,)) as door:
-            assert await collected(door.follow(RUN)) == CHUNKS
-
-    async def test_a_failed_run_is_an_error_after_its_chunks_and_is_not_asked_for_again(self) -> None:
-        flaky = FlakyDoor(error={"message": "The upstream went away.", "code": "upstream_cut"})
-        seen: list[Chunk] = []
-        async with serving(flaky) as url, ChatDoor(url) as door:
-            with pytest.raises(Refused, match="The upstream went away") as refusal:
-                await collected(door.follow(RUN), into=seen)
-        assert seen == CHUNKS
-        assert refusal.value.code == "upstream_cut"
-        assert len(flaky.requests) == 1
-
-    async def test_a_question_that_nobody_heard_is_not_asked_twice(self) -> None:
-        flaky = FlakyDoor(refuse)
-        async with serving(flaky) as url, ChatDoor(url, backoff_s=(0.0,)) as door:
-            with pytest.raises(Refused):
-                await collected(door.ask({}))
-        assert flaky.requests == [("POST", "/v1/chat/completions")]
+FAILED = event(3, "WORKFLOW_FAILED", payload={"error": {"code": "upstream_cut", "message": "The upstream went away."}})
 
 
 async def headgate(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
@@ -165,57 +23,109 @@ async def headgate(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), err.decode()
 
 
-class TestCommand:
-    """The process: its streams and its exit code."""
+async def test_submit_prints_the_answer_and_keeps_everything_else_apart() -> None:
+    server = FlakyServer(cut_after(2))
+    async with serving(server) as url:
+        assert await headgate("submit", "--url", url, "--model", "m", "--session", "s", "What are you?") == (
+            0,
+            "It is a gate…\u2028\n",
+            f"run {RUN}\nconnection lost, trying again in 1 s\nfinish reason: stop, 3 + 4 tokens\n",
+        )
+    assert server.bodies == [{"query": "What are you?", "model": "m", "session_id": "s"}]
+    assert [path.rpartition("?")[2] for _, path in server.requests[1:]] == [
+        f"workflow_id={RUN}",
+        f"workflow_id={RUN}&last_event_id={MS}-2",
+    ]
 
-    async def test_submit_prints_the_answer_and_keeps_everything_else_apart(self) -> None:
-        async with serving(FlakyDoor(cut_after(2))) as url:
-            assert await headgate("submit", "--url", url, "What are you?") == (
-                0,
-                "It is a gate…\n",
-                f"run {RUN}\nconnection lost after 2 chunks, trying again in 0.5 s\nfinish reason: stop, 3 + 4 tokens\n",
-            )
 
-    async def test_stream_prints_chunks_for_programs(self) -> None:
-        async with serving(FlakyDoor()) as url:
-            code, out, err = await headgate("stream", "--url", url, "--json", "--after", "1", RUN)
-        assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, CHUNKS[1:], "")
+async def test_submit_reads_standard_input() -> None:
+    server = FlakyServer()
+    async with serving(server) as url:
+        assert (await headgate("submit", "--url", url, "-", stdin=b"Was?\n"))[0] == 0
+    assert server.bodies == [{"query": "Was?\n"}]
 
-    async def test_a_failure_is_told_after_what_was_said(self) -> None:
-        async with serving(FlakyDoor(error={"message": "The upstream went away.", "code": "upstream_cut"})) as url:
-            assert await headgate("stream", "--url", url, RUN) == (
-                1,
-                "It is a gate…\n",
-                "headgate: The upstream went away. (upstream_cut)\n",
-            )
 
-    async def test_models(self) -> None:
-        async with serving(FlakyDoor()) as url:
-            assert await headgate("models", "--url", url) == (0, "headgate-demo\nother\n", "")
+async def test_submit_detached_prints_the_id_and_leaves() -> None:
+    server = FlakyServer()
+    async with serving(server) as url:
+        assert await headgate("submit", "--url", url, "--detach", "hello") == (0, f"{RUN}\n", "")
+    assert server.requests == [("POST", "/api/v1/tasks")]
 
-    async def test_ctrl_c_leaves_and_the_server_notices(self) -> None:
-        flaky = FlakyDoor(hang)
-        async with serving(flaky) as url:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "headgate", "submit", "--url", url, "hello", stdout=-1, stderr=-1
-            )
-            assert process.stdout is not None
-            assert await process.stdout.readexactly(6) == b"It is "
-            process.send_signal(2)
-            await asyncio.wait_for(flaky.left.wait(), 10)
-            out, err = await process.communicate()
-            assert (process.returncode, out, err.decode()) == (130, b"\n", f"run {RUN}\n")
 
-    async def test_no_server(self) -> None:
-        url = f"http://127.0.0.1:{unused_port()}"
-        code, out, err = await headgate("submit", "--url", url, "hello")
-        assert (code, out) == (3, "")
-        assert (
-            err == f"headgate: Nothing answers at {url}. Start one with `headgate serve`, or name another: --url, HEADGATE_URL.\n"
+async def test_stream_prints_envelopes_for_programs() -> None:
+    async with serving(FlakyServer()) as url:
+        code, out, err = await headgate("stream", "--url", url, "--json", "--after", "1", RUN)
+    assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, list(EVENTS[1:]), "")
+
+
+async def test_stream_goes_on_after_a_position() -> None:
+    async with serving(FlakyServer()) as url:
+        assert await headgate("stream", "--url", url, "--after", f"{MS}-2", RUN) == (
+            0,
+            "a gate…\u2028\n",
+            "finish reason: stop, 3 + 4 tokens\n",
         )
 
-    async def test_version_and_usage(self) -> None:
-        assert await headgate("--version") == (0, f"headgate {__version__}\n", "")
-        code, _, err = await headgate("strem")
-        assert code == 2
-        assert "invalid choice: 'strem'" in err
+
+async def test_a_failure_is_told_after_what_was_said() -> None:
+    async with serving(FlakyServer(events=[*EVENTS[:2], FAILED, event(4, "STREAM_END")])) as url:
+        failed = "headgate: The upstream went away. (upstream_cut)\n"
+        assert await headgate("stream", "--url", url, RUN) == (1, "It is \n", failed)
+        code, out, err = await headgate("stream", "--url", url, "--json", RUN)
+        assert (code, len(out.splitlines()), err) == (1, 4, failed)
+
+
+async def test_models() -> None:
+    async with serving(FlakyServer()) as url:
+        assert await headgate("models", "--url", url) == (0, "headgate-demo\nother\n", "")
+
+
+async def test_ctrl_c_cancels_the_task() -> None:
+    server = FlakyServer(hang)
+    async with serving(server) as url:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headgate", "submit", "--url", url, "hello", stdout=-1, stderr=-1
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readexactly(6) == b"It is "
+        process.send_signal(2)
+        await asyncio.wait_for(server.left.wait(), 10)
+        out, err = await process.communicate()
+        assert (process.returncode, out, err.decode()) == (130, b"\n", f"run {RUN}\n")
+    assert server.requests[-1] == ("POST", f"/api/v1/tasks/{RUN}/cancel")
+    assert server.bodies[-1] == {"reason": "interrupted"}
+
+
+async def test_ctrl_c_on_stream_leaves_the_task_alone() -> None:
+    server = FlakyServer(hang)
+    async with serving(server) as url:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headgate", "stream", "--url", url, RUN, stdout=-1, stderr=-1
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readexactly(6) == b"It is "
+        process.send_signal(2)
+        await asyncio.wait_for(server.left.wait(), 10)
+        assert (await process.communicate())[1] == b""
+        assert process.returncode == 130
+    assert [method for method, _ in server.requests] == ["GET"]
+
+
+async def test_no_server() -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    for command in (["submit", "hello"], ["stream", RUN], ["list"]):
+        assert await headgate(*command, "--url", url) == (
+            3,
+            "",
+            f"headgate: Nothing answers at {url}. Start one with `headgate serve`, or name another: --url, HEADGATE_URL.\n",
+        )
+
+
+async def test_version_and_usage() -> None:
+    assert await headgate("--version") == (0, f"headgate {__version__}\n", "")
+    code, _, err = await headgate("strem")
+    assert code == 2
+    assert "invalid choice: 'strem'" in err
+    code, _, err = await headgate("stream", RUN, "--after", "x-1")
+    assert code == 2
+    assert "a position is a seq (digits) or a stream_id" in err
