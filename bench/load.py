@@ -12,22 +12,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import uvloop
 
-from bench.processes import Use, total, usage
+from bench.tally import STAMP, Meter, Tally
 
-_STAMP = re.compile(rb"t=(\d{9,20}) ")
 _LONGEST_STAMP = 64
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-_WATCH_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -64,22 +61,6 @@ class Plan:
             *self.headers,
         ]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + raw
-
-
-@dataclass
-class Tally:
-    """What was seen so far. Times in nanoseconds."""
-
-    ages: list[int] = field(default_factory=list)
-    firsts: list[int] = field(default_factory=list)
-    totals: list[int] = field(default_factory=list)
-    rejected: list[bytes] = field(default_factory=list)
-    chunks: int = 0
-    done: int = 0
-    incomplete: int = 0
-    flow_began: int = 0
-    """When the first stream received its second chunk, and so really flowed."""
-    last_chunk: int = 0
 
 
 class Stream(asyncio.Protocol):
@@ -122,7 +103,7 @@ class Stream(asyncio.Protocol):
     def _count(self, seen: bytes, now: int) -> int:
         """Count the stamps; returns where the last one ends."""
         tally, end, before = self._tally, 0, self._chunks
-        for match in _STAMP.finditer(seen):
+        for match in STAMP.finditer(seen):
             tally.ages.append(now - int(match[1]))
             end = match.end()
             self._chunks += 1
@@ -162,17 +143,12 @@ class Load:
 
     async def run(self) -> dict[str, Any]:
         """The report, ready to be printed."""
-        plan = self._plan
-        before = usage(plan.pids)
-        peak: dict[str, int] = {}
-        watch = asyncio.create_task(self._watch(peak))
-        began, cpu_began = time.monotonic(), time.process_time()
-        results = await asyncio.gather(*map(self._worker, range(plan.concurrency)), return_exceptions=True)
-        wall_s, own_s = time.monotonic() - began, time.process_time() - cpu_began
-        after = usage(plan.pids)
-        watch.cancel()
-        errors = [repr(result) for result in results if isinstance(result, BaseException)]
-        return _report(plan, self.tally, wall_s, own_s, errors) | _costs(self.tally, before, after, peak)
+        plan, tally = self._plan, self.tally
+        async with Meter(plan.pids) as meter:
+            meter.begin()
+            results = await asyncio.gather(*map(self._worker, range(plan.concurrency)), return_exceptions=True)
+            facts = {"label": plan.label, "model": plan.model, "c": plan.concurrency, "n": plan.requests}
+            return facts | tally.report(plan.requests, meter.elapsed(), results) | meter.costs(tally.chunks, tally.done)
 
     async def _worker(self, number: int) -> None:
         plan = self._plan
@@ -192,74 +168,6 @@ class Load:
                 stream = None
         if stream is not None:
             stream.close()
-
-    async def _watch(self, peak: dict[str, int]) -> None:
-        """Keep the peak of each kind of process, and of all together as `total`."""
-        while True:
-            uses = usage(self._plan.pids)
-            for kind, use in (*uses.items(), ("total", total(uses))):
-                peak[kind] = max(peak.get(kind, 0), use.rss_bytes)
-            await asyncio.sleep(_WATCH_S)
-
-
-def _report(plan: Plan, tally: Tally, wall_s: float, own_s: float, errors: Sequence[str]) -> dict[str, Any]:
-    flow_s = (tally.last_chunk - tally.flow_began) / 1e9
-    report: dict[str, Any] = {
-        "label": plan.label,
-        "model": plan.model,
-        "c": plan.concurrency,
-        "n": plan.requests,
-        "done": tally.done,
-        "incomplete": tally.incomplete,
-        "errors": len(errors),
-        "broken": plan.requests - tally.done,
-        "chunks": tally.chunks,
-        "wall_s": round(wall_s, 3),
-        "load_cpu_share": round(own_s / wall_s, 2),
-        "chunks_per_s": round(tally.chunks / wall_s),
-        "flow_chunks_per_s": round((tally.chunks - len(tally.firsts)) / flow_s) if flow_s > 0 else None,
-        "req_per_s": round(tally.done / wall_s, 1),
-        "ttft_ms": _spread(tally.firsts),
-        "chunk_age_ms": _spread(tally.ages),
-        "total_ms": _spread(tally.totals),
-    }
-    if errors:
-        report["first_error"] = errors[0]
-    if tally.rejected:
-        report["first_bad"] = tally.rejected[0].decode("latin-1")
-    return report
-
-
-def _costs(tally: Tally, before: Mapping[str, Use], after: Mapping[str, Use], peak: Mapping[str, int]) -> dict[str, Any]:
-    if not after:
-        return {}
-    cpu_s = total(after).cpu_s - total(before).cpu_s
-    return {
-        "cpu_s": round(cpu_s, 3),
-        "cpu_us_per_chunk": round(cpu_s * 1e6 / max(1, tally.chunks), 2),
-        "cpu_ms_per_req": round(cpu_s * 1e3 / max(1, tally.done), 3),
-        "rss_mb": round(total(before).rss_bytes / 1e6, 1),
-        "rss_peak_mb": round(peak["total"] / 1e6, 1),
-        "processes": {
-            kind: {
-                "cpu_s": round(use.cpu_s - before.get(kind, Use()).cpu_s, 3),
-                "rss_mb": round(before.get(kind, Use()).rss_bytes / 1e6, 1),
-                "rss_peak_mb": round(peak.get(kind, 0) / 1e6, 1),
-            }
-            for kind, use in sorted(after.items())
-        },
-    }
-
-
-def _spread(nanoseconds: list[int]) -> dict[str, float] | None:
-    if not nanoseconds:
-        return None
-    ordered = sorted(nanoseconds)
-    last = len(ordered) - 1
-    return {
-        name: round(ordered[min(last, int(len(ordered) * share))] / 1e6, 3)
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-    }
 
 
 def _plan() -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.scenarios import PROMISES, Measured
@@ -19,6 +19,7 @@ _COLUMNS = {
     "age p99": "chunk_age_ms.p99",
     "peak MB": "rss_peak_mb",
 }
+_NOT_MEDIANS: Mapping[str, Callable[[Sequence[Any]], Any]] = {"broken": sum, "rss_mb": min, "rss_peak_mb": max}
 
 
 def medians(reports: Sequence[Mapping[str, Any]]) -> Measured:
@@ -29,12 +30,13 @@ def medians(reports: Sequence[Mapping[str, Any]]) -> Measured:
 
 
 def _median(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same shape, with the median in the place of each number. Of broken streams, all count."""
+    """The same shape, with the median in the place of each number. Of broken streams, all count; of memory, the extremes: what a
+    first round takes from the system, the others find there."""
     median: dict[str, Any] = {}
     for key, value in rounds[0].items():
         values = [one.get(key) for one in rounds]
-        if key == "broken":
-            median[key] = sum(values)
+        if key in _NOT_MEDIANS:
+            median[key] = _NOT_MEDIANS[key](values)
         elif isinstance(value, dict):
             median[key] = _median([one for one in values if one is not None])
         elif isinstance(value, int | float):

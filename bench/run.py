@@ -1,6 +1,7 @@
 """Measures Headgate beside the ceiling of its stack, in one go: `make bench`, or `python -m bench.run`.
 
-Servers, with all their child processes, have one core; the upstream and the load have the other. Targets take turns within
+Chat completions are measured beside the ceiling, and the native doors beside each other. Servers, with all their child
+processes, have one core; the upstream and the load have the other. Targets take turns within
 each scenario, several rounds, and the median counts, so that a busy moment of the machine hits all of them. Prints what was
 promised beside what was measured, and writes everything to `bench/results/`.
 
@@ -19,20 +20,28 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.processes import on_core
 from bench.report import check_promises, measures_table, medians, promises_table
-from bench.scenarios import SCENARIOS, Scenario
+from bench.scenarios import CHATS, DOORS, VIEWS, Chats, Views, Way
 from bench.servers import Cores, Target, serving
 
 _RESULTS = Path(__file__).parent / "results"
-_TARGETS = ("direct", "ceiling", "none", "durable")
+_CHAT_TARGETS = ("direct", "ceiling", "none", "durable")
+_TARGETS = (*_CHAT_TARGETS, *DOORS)
+_SCENARIOS = tuple(scenario.name for scenario in (*CHATS, *VIEWS))
 _VERSIONS = ("aiohttp", "asyncpg", "grpcio", "msgspec", "redis", "temporalio", "uvloop")
 _WARM_UP = 16
+_WARM_UP_MODEL = "mock-20-0-200"
+
+Report = dict[str, Any]
+Measure = Callable[[], Report]
 
 
 def main() -> int:
@@ -62,52 +71,100 @@ def main() -> int:
     return 0 if all(promise["kept"] is not False for promise in promises) else 1
 
 
-def _measure_all(arguments: argparse.Namespace, cores: Cores, profile: Path | None) -> list[dict[str, Any]]:
-    """Reports of every scenario. What the servers had to say is printed, because their logs go with their folder."""
-    scenarios = [scenario for scenario in SCENARIOS if not arguments.only or scenario.name in arguments.only]
-    names = [name for name in _TARGETS if name in arguments.targets]
-    rounds = 1 if arguments.quick else arguments.rounds
+def _measure_all(arguments: argparse.Namespace, cores: Cores, profile: Path | None) -> list[Report]:
+    """Reports of every scenario. The doors have a Headgate of their own, whose memory nobody has stretched before."""
+    chats = [scenario for scenario in CHATS if scenario.name in arguments.only]
+    views = [scenario for scenario in VIEWS if scenario.name in arguments.only]
+    reports: list[Report] = []
+    if chats and (names := [name for name in _CHAT_TARGETS if name in arguments.targets]):
+        with _servers(names, cores, profile) as targets:
+            for chat in chats:
+                reports += _take_turns(chat.name, _chats(chat, targets, cores, arguments.quick), arguments)
+    if views and (doors := [name for name in DOORS if name in arguments.targets]):
+        with _servers(["native"], cores, profile) as targets:
+            for view in views:
+                reports += _take_turns(view.name, _views(view, targets["native"], doors, cores, arguments.quick), arguments)
+    return reports
+
+
+@contextmanager
+def _servers(names: Sequence[str], cores: Cores, profile: Path | None) -> Iterator[Mapping[str, Target]]:
+    """What the servers had to say is printed, because their logs go with their folder."""
     with tempfile.TemporaryDirectory(prefix="headgate-bench-") as folder:
         try:
             with serving(names, Path(folder), cores, profile) as targets:
-                measured = (_measure(scenario, targets, cores, rounds, arguments.quick) for scenario in scenarios)
-                return [report for reports in measured for report in reports]
+                yield targets
         finally:
             for log in sorted(Path(folder).glob("*.log")):
                 if text := log.read_text(errors="replace").strip():
                     print(f"--- {log.name} (end)\n{text[-2000:]}\n", file=sys.stderr)
 
 
-def _measure(scenario: Scenario, targets: Mapping[str, Target], cores: Cores, rounds: int, quick: bool) -> list[dict[str, Any]]:
+def _take_turns(scenario: str, measures: Mapping[str, Measure], arguments: argparse.Namespace) -> Iterator[Report]:
     """Reports of all rounds, the targets taking turns."""
-    taking_part = [targets[name] for name in scenario.targets if name in targets]
-    concurrency, requests = scenario.scaled(quick)
-    for target in taking_part:
-        _load(scenario, target, cores, min(concurrency, _WARM_UP), min(requests, _WARM_UP), model="mock-20-0")
-    reports = []
+    rounds = 1 if arguments.quick else arguments.rounds
     for turn in range(rounds):
-        for target in taking_part:
-            print(f"{scenario.name}, {target.name}, round {turn + 1} of {rounds}", file=sys.stderr)
-            report = _load(scenario, target, cores, concurrency, requests)
-            reports.append({"scenario": scenario.name, "target": target.name, "round": turn + 1} | report)
-    return reports
+        for target, measure in measures.items():
+            print(f"{scenario}, {target}, round {turn + 1} of {rounds}", file=sys.stderr)
+            yield {"scenario": scenario, "target": target, "round": turn + 1} | measure()
 
 
-def _load(
-    scenario: Scenario, target: Target, cores: Cores, concurrency: int, requests: int, model: str | None = None
-) -> dict[str, Any]:
-    arguments = {
+def _chats(scenario: Chats, targets: Mapping[str, Target], cores: Cores, quick: bool) -> Mapping[str, Measure]:
+    """The load on each target, which is warm by then."""
+    concurrency, requests = scenario.scaled(quick)
+    measures: dict[str, Measure] = {}
+    for name in scenario.targets:
+        if (target := targets.get(name)) is not None:
+            _load(scenario, target, cores, min(concurrency, _WARM_UP), min(requests, _WARM_UP), "mock-20-0")
+            measures[name] = partial(_load, scenario, target, cores, concurrency, requests, scenario.model)
+    return measures
+
+
+def _load(scenario: Chats, target: Target, cores: Cores, concurrency: int, requests: int, model: str) -> Report:
+    options = {
         "--url": target.url,
-        "--model": target.prefix + (model or scenario.model),
-        "-c": str(concurrency),
-        "-n": str(requests),
-        "--ramp": str(scenario.ramp_s),
-        "--pid": str(target.pid),
+        "--model": target.prefix + model,
+        "-c": concurrency,
+        "-n": requests,
+        "--ramp": scenario.ramp_s,
+        "--pid": target.pid,
     }
-    command = [sys.executable, "-m", "bench.load", *(part for pair in arguments.items() for part in pair)]
+    return _run("load", options, cores)
+
+
+def _views(scenario: Views, target: Target, doors: Sequence[str], cores: Cores, quick: bool) -> Mapping[str, Measure]:
+    """Each way to watch, through a door that is warm by then."""
+    viewers, times = scenario.scaled(quick)
+    measures: dict[str, Measure] = {}
+    for way in scenario.ways:
+        if way.door in doors:
+            _watch(Way("warm-up", way.door, _WARM_UP_MODEL, ""), target, cores, _WARM_UP_MODEL, _WARM_UP, 0)
+            measures[way.name] = partial(_watch, way, target, cores, way.quick if quick else way.model, viewers, times)
+    return measures
+
+
+def _watch(way: Way, target: Target, cores: Cores, model: str, viewers: int, times: int) -> Report:
+    options = {
+        "--url": target.url,
+        "--grpc-port": target.grpc_port,
+        "--redis": target.redis,
+        "--door": way.door,
+        "--model": model,
+        "--join": way.join,
+        "-c": viewers,
+        "-n": times,
+        "--slow": way.slow,
+        "--frozen": way.frozen,
+        "--pid": target.pid,
+    }
+    return _run("watch", options, cores)
+
+
+def _run(module: str, options: Mapping[str, object], cores: Cores) -> Report:
+    command = [sys.executable, "-m", f"bench.{module}", *(str(part) for pair in options.items() for part in pair)]
     with on_core(cores.load):
         output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-    report: dict[str, Any] = json.loads(output)
+    report: Report = json.loads(output)
     return report
 
 
@@ -146,7 +203,7 @@ def _listed(text: str) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small round of everything, to see that it works")
-    parser.add_argument("--only", type=_listed, default=[], help=f"of {','.join(scenario.name for scenario in SCENARIOS)}")
+    parser.add_argument("--only", type=_listed, default=list(_SCENARIOS), help=f"of {','.join(_SCENARIOS)}")
     parser.add_argument("--targets", type=_listed, default=list(_TARGETS), help=f"of {','.join(_TARGETS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="py-spy if it is installed, else cProfile; distorts the figures")

@@ -11,8 +11,8 @@ Measured = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """One kind of load, put on each target in turn. `quick` is the number of requests in a smoke run."""
+class Chats:
+    """One kind of load with chat completions, put on each target in turn. `quick` is the number of requests in a smoke run."""
 
     name: str
     about: str
@@ -29,9 +29,38 @@ class Scenario:
         return min(self.concurrency, requests), requests
 
 
-SCENARIOS = (
-    Scenario("burst", "500 chunks as fast as they are read", "mock-500-0", 32, 256, 64, ("ceiling", "none", "durable")),
-    Scenario(
+@dataclass(frozen=True)
+class Way:
+    """A way to watch a run; the options are those of `bench.watch`. `quick` is the model of a smoke run."""
+
+    name: str
+    door: str
+    model: str
+    quick: str
+    join: str = "held"
+    slow: int = 0
+    frozen: int = 0
+
+
+@dataclass(frozen=True)
+class Views:
+    """One run and those who watch it at the native doors, each way in turn. Of `times`, that many viewers one after the other."""
+
+    name: str
+    about: str
+    ways: tuple[Way, ...]
+    viewers: int
+    quick: int
+    times: int = 0
+
+    def scaled(self, quick: bool) -> tuple[int, int]:
+        """Viewers at a time, and how often the run is read if they are not there from its beginning."""
+        return (self.quick, self.times // 4) if quick else (self.viewers, self.times)
+
+
+CHATS = (
+    Chats("burst", "500 chunks as fast as they are read", "mock-500-0", 32, 256, 64, ("ceiling", "none", "durable")),
+    Chats(
         "flow",
         "as burst, after everybody has the first token",
         "mock-4000-0-3000",
@@ -40,10 +69,53 @@ SCENARIOS = (
         8,
         ("ceiling", "none", "durable"),
     ),
-    Scenario("paced", "100 chunks per second and stream", "mock-500-10", 20, 20, 5, ("ceiling", "none", "durable")),
-    Scenario("short", "requests of 5 chunks", "mock-5-0", 8, 2000, 200, ("ceiling", "none", "durable")),
-    Scenario("ttft", "one request at a time", "mock-5-0", 1, 200, 30, ("direct", "ceiling", "none", "durable")),
-    Scenario("many", "2 chunks per second and stream", "mock-20-500", 1000, 1000, 50, ("ceiling", "none"), ramp_s=0.004),
+    Chats("paced", "100 chunks per second and stream", "mock-500-10", 20, 20, 5, ("ceiling", "none", "durable")),
+    Chats("short", "requests of 5 chunks", "mock-5-0", 8, 2000, 200, ("ceiling", "none", "durable")),
+    Chats("ttft", "one request at a time", "mock-5-0", 1, 200, 30, ("direct", "ceiling", "none", "durable")),
+    Chats("many", "2 chunks per second and stream", "mock-20-500", 1000, 1000, 50, ("ceiling", "none"), ramp_s=0.004),
+)
+
+DOORS = ("sse", "ws", "grpc")
+
+VIEWS = (
+    Views(
+        "viewers",
+        "50 events/s, everybody from the beginning",
+        (Way("sse", "sse", "mock-501-20-6000", "mock-26-20-300"),),
+        1000,
+        50,
+    ),
+    Views(
+        "slow",
+        "200 events/s, without and with one that reads 1 KB/s and one that reads nothing",
+        (
+            Way("without", "sse", "mock-2001-5-2000", "mock-101-5-300"),
+            Way("with", "sse", "mock-2001-5-2000", "mock-101-5-300", slow=1, frozen=1),
+        ),
+        98,
+        20,
+    ),
+    Views(
+        "resume",
+        "10,000 events from the beginning, of a run that is over and of one that goes on",
+        tuple(
+            Way(f"{door} {join}", door, "mock-10000-0-0-15000", "mock-2000-0-0-2000", join)
+            for join in ("said", "ended")
+            for door in DOORS
+        ),
+        1,
+        1,
+        times=10,
+    ),
+    Views("paced-doors", "50 events/s", tuple(Way(door, door, "mock-501-20-2000", "mock-26-20-300") for door in DOORS), 100, 20),
+    Views(
+        "burst-doors",
+        "2,000 events of a run that is over, as fast as they are read",
+        tuple(Way(door, door, "mock-2000-0", "mock-500-0", "ended") for door in DOORS),
+        100,
+        20,
+        times=200,
+    ),
 )
 
 
@@ -81,9 +153,15 @@ def _of(scenario: str, target: str, path: str) -> Callable[[Measured], float]:
     return lambda measured: number(measured, scenario, target, path)
 
 
-def _memory_per_stream(measured: Measured) -> float:
-    grown_mb = _of("many", "none", "rss_peak_mb")(measured) - _of("many", "none", "rss_mb")(measured)
-    return grown_mb * 1000 / _of("many", "none", "c")(measured)
+def _memory_kb(scenario: str, target: str, kind: str = "") -> Callable[[Measured], float]:
+    """What a stream adds to the memory of the server, or of one kind of its processes."""
+    where = f"processes.{kind}." if kind else ""
+
+    def grown(measured: Measured) -> float:
+        at_first, at_most = (number(measured, scenario, target, where + path) for path in ("rss_mb", "rss_peak_mb"))
+        return (at_most - at_first) * 1000 / number(measured, scenario, target, "c")
+
+    return grown
 
 
 def _broken(measured: Measured) -> float:
@@ -100,6 +178,20 @@ PROMISES = (
     Promise("short: CPU per request, none", "ms", 1.5, _of("short", "none", "cpu_ms_per_req")),
     Promise("ttft: p50, none above direct", "ms", 3, _above("ttft", "none", "direct", "ttft_ms.p50")),
     Promise("ttft: p50, durable above direct", "ms", 20, _above("ttft", "durable", "direct", "ttft_ms.p50")),
-    Promise("many: memory per stream, none", "KB", 60, _memory_per_stream),
+    Promise("many: memory per stream, none", "KB", 60, _memory_kb("many", "none")),
     Promise("many: chunk age p99, none", "ms", 100, _of("many", "none", "chunk_age_ms.p99")),
+    Promise("viewers: chunk age p99", "ms", 500, _of("viewers", "sse", "chunk_age_ms.p99")),
+    Promise("viewers: memory per viewer", "KB", 40, _memory_kb("viewers", "sse", "python")),
+    Promise("viewers: connections to Redis, of which one reads", "", 3, _of("viewers", "sse", "redis_connections")),
+    Promise("slow: chunk age p99, with / without", "x", 1.1, _ratio("slow", "with", "without", "chunk_age_ms.p99")),
+    *(
+        Promise(f"resume: to the last event, {door} {join}", "ms", 300, _of("resume", f"{door} {join}", "total_ms.p50"))
+        for door in DOORS
+        for join in ("said", "ended")
+    ),
+    *(
+        Promise(f"{scenario}: CPU per event, {door} / sse", "x", 2, _ratio(scenario, door, "sse", "cpu_us_per_chunk"))
+        for scenario in ("paced-doors", "burst-doors")
+        for door in DOORS[1:]
+    ),
 )

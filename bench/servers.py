@@ -31,6 +31,8 @@ class Target:
     url: str
     pid: int
     prefix: str = ""
+    grpc_port: int = 0
+    redis: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Cores:
 
 @contextmanager
 def serving(names: Sequence[str], folder: Path, cores: Cores, profile: Path | None) -> Iterator[dict[str, Target]]:
-    """Start what the targets need, and stop it again. Logs are in `folder`."""
+    """Start what the targets need, and stop it again. Logs are in `folder`. `native` is the whole of a Headgate."""
     with ExitStack() as stack:
-        ports = _free_ports(3)
+        ports = _free_ports(4)
         upstream = f"http://127.0.0.1:{ports[0]}"
         targets: dict[str, Target] = {}
         with on_core(cores.load):
@@ -61,31 +63,41 @@ def serving(names: Sequence[str], folder: Path, cores: Cores, profile: Path | No
                 pid = stack.enter_context(_process("ceiling", command, folder))
                 targets["ceiling"] = Target("ceiling", f"http://127.0.0.1:{ports[1]}/v1/chat/completions", pid)
                 _await_ready("ceiling", f"http://127.0.0.1:{ports[1]}/")
-            if {"none", "durable"} & set(names):
-                pid = stack.enter_context(_process("headgate", _headgate(folder, upstream, ports[2], profile), folder))
+            if {"none", "durable", "native"} & set(names):
+                pid = stack.enter_context(_process("headgate", _headgate(folder, upstream, ports[2:], profile), folder))
                 url = f"http://127.0.0.1:{ports[2]}"
                 _await_ready("headgate", url + "/readiness", pid)
                 targets["none"] = Target("none", url + "/v1/chat/completions", pid)
                 targets["durable"] = Target("durable", url + "/v1/chat/completions", pid, "durable/")
+                targets["native"] = Target("native", url, pid, grpc_port=ports[3], redis=_redis(folder))
         yield {name: targets[name] for name in names}
 
 
-def _headgate(folder: Path, upstream: str, port: int, profile: Path | None) -> list[str]:
+def _headgate(folder: Path, upstream: str, ports: Sequence[int], profile: Path | None) -> list[str]:
+    http_port, grpc_port = ports
     agent = {"plan": {"agent": {"upstream": "mock"}}}
     config = {
         "upstreams": {"mock": {"kind": "openai", "base_url": upstream + "/v1"}},
         "models": {"durable/*": agent, "*": agent | {"durability": "none"}},
         "logging": {"level": "warning"},
+        "grpc": {"port": grpc_port},
+        "streams": {"ws_ping_s": 300},  # the viewers are not made for being pinged
     }
     path = folder / "headgate.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    serve = ["serve", "--config", str(path), "--port", str(port), "--data", str(folder / "data")]
+    serve = ["serve", "--config", str(path), "--port", str(http_port), "--data", str(folder / "data")]
     headgate = [str(Path(sys.executable).with_name("headgate")), *serve]
     if profile is None:
         return headgate
     if spy := shutil.which("py-spy"):
         return [spy, "record", "--format", "speedscope", "--output", str(profile), "--", *headgate]
     return _module("profiled", str(profile), *serve)
+
+
+def _redis(folder: Path) -> str:
+    """The address of the embedded Redis."""
+    settings = dict(line.split(" ", 1) for line in (folder / "data/redis/redis.conf").read_text().splitlines())
+    return f"redis://:{settings['requirepass']}@127.0.0.1:{settings['port']}"
 
 
 def _module(name: str, *arguments: str) -> list[str]:

@@ -1,7 +1,8 @@
 """A model server that costs next to nothing, so that it is never what is being measured.
 
-The model's name is its script: `mock-<chunks>-<interval_ms>[-<hold_ms>]`. `mock-200-0` sends 200 chunks as fast as they are read,
-`mock-100-20` one every 20 ms, `mock-4000-0-3000` one, and the others after three seconds. What stands before a `/` is ignored.
+The model's name is its script: `mock-<chunks>-<interval_ms>[-<hold_ms>[-<linger_ms>]]`. `mock-200-0` sends 200 chunks as fast
+as they are read, `mock-100-20` one every 20 ms, `mock-4000-0-3000` one, and the others after three seconds; `mock-10-0-0-5000`
+has said all after ten chunks and ends five seconds later. What stands before a `/` is ignored.
 Every chunk carries the monotonic time at which it was written, `t=<ns> `, from which `bench.load` computes its age.
 
 Speaks just enough HTTP/1.1 for well-behaved clients: requests with a Content-Length, one at a time per connection.
@@ -25,7 +26,7 @@ _HEAD = (
 _CHUNK = '{"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"%s","choices":[%s]%s}'
 _CHOICE = '{"index":0,"delta":%s,"finish_reason":%s}'
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_MODEL = re.compile(r"mock-(\d+)-([\d.]+)(?:-([\d.]+))?")
+_MODEL = re.compile(r"mock-(\d+)-([\d.]+)(?:-([\d.]+))?(?:-([\d.]+))?")
 _PROMPT_TOKENS = 10
 _PER_TURN = 8
 """Chunks of one burst before other connections have their turn."""
@@ -36,11 +37,15 @@ class Script(NamedTuple):
     chunks: int
     interval_s: float
     hold_s: float
+    linger_s: float
 
     @classmethod
     def of(cls, model: str) -> Script | None:
         match = _MODEL.fullmatch(model.rsplit("/", 1)[-1])
-        return cls(match[0], int(match[1]), float(match[2]) / 1000, float(match[3] or 0) / 1000) if match else None
+        if match is None:
+            return None
+        interval_ms, hold_ms, linger_ms = (float(ms or 0) for ms in match.groups()[1:])
+        return cls(match[0], int(match[1]), interval_ms / 1000, hold_ms / 1000, linger_ms / 1000)
 
     def usage(self) -> dict[str, int]:
         counts = {"prompt_tokens": _PROMPT_TOKENS, "completion_tokens": self.chunks}
@@ -118,6 +123,8 @@ class Connection(asyncio.Protocol):
             elif number % _PER_TURN == _PER_TURN - 1:
                 await asyncio.sleep(0)
             write(_chunk(script, f'{{"content":"{_stamp()}"}}'))
+        if script.linger_s:
+            await asyncio.sleep(script.linger_s)
         write(_chunk(script, "{}", finish='"stop"'))
         if with_usage:
             write(_frame(_CHUNK % (script.name, "", f',"usage":{json.dumps(script.usage())}')))

@@ -74,14 +74,19 @@ async def test_headers_that_end_in_a_zero_are_not_the_end_of_a_stream() -> None:
     body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
     pieces = [b"HTTP/1.1 200 OK\r\nX-Workflow-ID: task-0\r\n\r\n", body]
 
+    answered = asyncio.Event()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0.05)  # so that they arrive one by one
         writer.close()
+        await writer.wait_closed()
+        answered.set()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         report = await asyncio.to_thread(load, url, "-c", "1", "-n", "1")
+        await answered.wait()
     assert {key: report[key] for key in _COUNTS} == {"done": 1, "incomplete": 0, "errors": 0, "chunks": 1}
