@@ -42,7 +42,10 @@ _CREATE = Operation(
     "chat",
     (_WHOLE,),
     body=ChatBody,
-    headers={"X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines."},
+    headers={
+        "X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines.",
+        "X-Session-ID": "The session that the run belongs to; `headgate_options.session_id` wins.",
+    },
     refusals=(404, 429, 502, 503, 504),
 )
 _RETRIEVE = Operation(
@@ -83,7 +86,11 @@ class ChatRoutes:
         """
         principal = request[PRINCIPAL]
         body = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
-        asked = parse_chat_request(body, stream_ids=request.headers.get("X-Headgate-Stream-Ids") == "true")
+        asked = parse_chat_request(
+            body,
+            stream_ids=request.headers.get("X-Headgate-Stream-Ids") == "true",
+            session_id=request.headers.get("X-Session-ID"),
+        )
         entry = self._engine.resolve(asked.submission.model).entry
         policy = entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
         with self._drain.answer():

@@ -7,6 +7,7 @@ only the upstream knows arrive there verbatim. Taken out are the fields that Hea
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +18,7 @@ from gateway.wire.chat_messages import check_messages
 from gateway.wire.json_body import parse_object
 from gateway.wire.refusal import refusal
 from orchestrator.engine import Submission
+from orchestrator.errors import InvalidRequest
 from orchestrator.runs import ChatOptions
 
 OnDisconnect = Literal["cancel", "continue"] | float
@@ -149,8 +151,10 @@ _OURS = frozenset({"model", "stream", "stream_options", "headgate_options"})
 _RECORDED = ("user", "safety_identifier", "store")
 
 
-def parse_chat_request(raw: bytes, *, stream_ids: bool = False) -> ChatRequest:
-    """`stream_ids`: also asked for by header. Raises InvalidRequest and nothing else."""
+def parse_chat_request(raw: bytes, *, stream_ids: bool = False, session_id: str | None = None) -> ChatRequest:
+    """`stream_ids` and `session_id` can be asked for by header as well. Raises InvalidRequest and nothing else."""
+    if session_id is not None and not re.fullmatch(SESSION_ID, session_id):
+        raise InvalidRequest("A session's id is 1 to 256 visible ASCII characters.", param="X-Session-ID")
     body = parse_object(raw)
     try:
         checked = ChatBody.model_validate(body)
@@ -169,7 +173,7 @@ def parse_chat_request(raw: bytes, *, stream_ids: bool = False) -> ChatRequest:
         model=checked.model,
         body={name: value for name, value in body.items() if value is not None and name not in _OURS},
         options=options,
-        session_id=ours.session_id,
+        session_id=ours.session_id or session_id,
         metadata=_recorded(body),
     )
     return ChatRequest(submission, bool(checked.stream), ours.on_disconnect, ours.context)

@@ -96,6 +96,16 @@ def test_a_header_can_ask_for_ids() -> None:
     assert parse_chat_request(raw, stream_ids=True).submission.options == ChatOptions(stream_ids=True)
 
 
+def test_a_header_can_name_the_session_unless_the_body_does() -> None:
+    asked = {"model": "m", "messages": HELLO}
+    assert parse_chat_request(json.dumps(asked).encode(), session_id="s-1").submission.session_id == "s-1"
+    own = json.dumps({**asked, "headgate_options": {"session_id": "s-2"}}).encode()
+    assert parse_chat_request(own, session_id="s-1").submission.session_id == "s-2"
+    with pytest.raises(InvalidRequest) as refused:
+        parse_chat_request(own, session_id="not a session")
+    assert refused.value.param == "X-Session-ID"
+
+
 @pytest.mark.parametrize(
     "message",
     [
