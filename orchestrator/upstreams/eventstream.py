@@ -10,6 +10,7 @@ from __future__ import annotations
 from orchestrator.upstreams.upstream import UpstreamGarbled
 
 _BOM = b"\xef\xbb\xbf"
+_DATA, _END = b"data: ", b"\n\n"
 
 
 class EventStreamReader:
@@ -37,7 +38,13 @@ class EventStreamReader:
             self._tail += data
             self._check(len(self._tail))
             return []
-        blocks = (bytes(self._tail) + data if self._tail else data).split(b"\n\n")
+        whole = bytes(self._tail) + data if self._tail else data
+        head, _, tail = whole.rpartition(_END)
+        events = head[len(_DATA) :].split(_END + _DATA)
+        if head.startswith(_DATA) and head.count(b"\n") == (len(events) - 1) * len(_END) and len(whole) <= self._max:
+            self._tail = bytearray(tail)
+            return events  # one line of data each, as nearly all servers send nearly always
+        blocks = whole.split(b"\n\n")
         self._tail = bytearray(blocks.pop())
         return self._data_of(blocks)
 
@@ -53,9 +60,7 @@ class EventStreamReader:
         for block in blocks:
             if not self._check(len(block)):
                 return events
-            if block[:6] == b"data: " and b"\n" not in block:
-                events.append(block[6:])
-            elif block and (data := event_data(block)) is not None:
+            if block and (data := event_data(block)) is not None:
                 events.append(data)
         self._check(len(self._tail))
         return events
