@@ -97,7 +97,7 @@ async def test_status(shannon: AsyncShannonClient) -> None:
     failed = await shannon.get_status(await completed(shannon, script('tokens "a"', "cut")))
     assert (failed.status, failed.result) == (TaskStatusEnum.FAILED, None)
     assert failed.error_message
-    running = await shannon.submit_task(HANGING, model_override="demo-none")
+    running = await shannon.submit_task(HANGING, model_override="wire-none")
     await until(shannon, running.task_id, "LLM_PARTIAL")
     assert (await shannon.get_status(running.task_id)).status == TaskStatusEnum.RUNNING
     await shannon.cancel(running.task_id)
@@ -156,7 +156,7 @@ async def test_stream_filtered(shannon: AsyncShannonClient) -> None:
 @promise("shannon.stream")
 async def test_stream_of_a_living_task(shannon: AsyncShannonClient) -> None:
     """native.md §3, §7: replay, then live, to the ending."""
-    handle = await shannon.submit_task(HANGING, model_override="demo")
+    handle = await shannon.submit_task(HANGING, model_override="wire")
     seen: list[str] = []
     async for event in shannon.stream(handle.workflow_id):
         seen.append(event.type)
@@ -191,7 +191,7 @@ async def test_history(shannon: AsyncShannonClient) -> None:
 
 
 @promise("shannon.cancel")
-@pytest.mark.parametrize("model", ["demo", "demo-none"])
+@pytest.mark.parametrize("model", ["wire", "wire-none"])
 async def test_cancel(shannon: AsyncShannonClient, model: str) -> None:
     """native.md §5, §7: twice is once; too late is an error."""
     handle = await shannon.submit_task(HANGING, model_override=model)
@@ -228,7 +228,7 @@ async def test_pause_and_resume(shannon: AsyncShannonClient) -> None:
 @promise("shannon.approve")
 async def test_approve(shannon: AsyncShannonClient, config: dict[str, Any]) -> None:
     """native.md §5, §7. The SDK reads a payload out of the message, so a worker that serves it puts it there too."""
-    handle = await shannon.submit_task(HANGING, model_override="demo")
+    handle = await shannon.submit_task(HANGING, model_override="wire")
     wanted = {"approval_id": "approval-1", "proposed_action": "send it"}
     publish(config["grpc"]["port"], handle.task_id, "APPROVAL_REQUESTED", wanted, message=json.dumps(wanted))
     decided: list[Any] = []
@@ -362,7 +362,7 @@ def test_the_client_for_ordinary_programs(headgate: str) -> None:
             assert [event.type for event in client.stream_ws(handle.workflow_id)] == [*SAID, "STREAM_END"]
             chunks = list(client.stream_chat_completion([{"role": "user", "content": "Hi"}], model="demo-none"))
             assert chunks[-1].choices[0].finish_reason == "stop"
-            hanging = client.submit_task(HANGING, model_override="demo-none")
+            hanging = client.submit_task(HANGING, model_override="wire-none")
             assert hanging.cancel(reason="enough")
     finally:
         asyncio.set_event_loop(None)
