@@ -20,7 +20,7 @@ def completed(at: str, *, text: str, usage: dict[str, Any], finish_reason: str, 
 
 def failed(at: str, failure: Failure, usage: dict[str, Any] | None = None) -> Sequence[Event]:
     """The run did not get there; a time-out is a failure with `code: timeout`."""
-    payload = {"error": msgspec.to_builtins(failure), "usage": usage}
+    payload = {"error": {"retryable": False, **msgspec.to_builtins(failure)}, "usage": usage}
     return _ending(at, EventType.WORKFLOW_FAILED, payload, failure.message)
 
 

@@ -66,7 +66,7 @@ class ForeignRuns:
         if output is not None and output.payload is not None:
             usage = usage.plus(msgspec.convert(output.payload["usage"], Usage))
         finish_reason = ((said.output.payload if said.output else None) or {}).get("finish_reason") or "stop"
-        await self._ender.complete(run_id, [output] if output else [], text, msgspec.to_builtins(usage), finish_reason)
+        await self._ender.complete(run_id, [output] if output else [], text, usage.facts(), finish_reason)
 
     async def _output(self, run: Run, request: RunRequest, said: Past) -> Event | None:
         """`LLM_OUTPUT` for deltas that were never summed up: the archive keeps it and not the deltas."""
@@ -78,7 +78,7 @@ class ForeignRuns:
             "model": run.model,
             "finish_reason": "stop",
             **said.unreported.output(),
-            "usage": msgspec.to_builtins(usage),
+            "usage": usage.facts(),
         }
         at = timestamp(int(self._clock.time() * 1000))
         return Event(EventType.LLM_OUTPUT, at, run.answers, said.unreported.text, payload)

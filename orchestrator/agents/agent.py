@@ -13,8 +13,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from orchestrator import endings
 from orchestrator.agents.history import Past, asked_to_stop
 from orchestrator.agents.job import Interrupted, Job, Stop
@@ -33,6 +31,9 @@ from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.upstream import Delta, Finish, Note, Piece, UpstreamError, Usage
 
 _log = logging.getLogger(__name__)
+
+_PARTIAL = EventType.LLM_PARTIAL.value
+"""Looking a member up costs more than making an event of it."""
 
 
 class Agent:
@@ -170,29 +171,31 @@ class Agent:
                 if self._writer.full:
                     await self._writer.room()
         if splice is not None:
-            self._writer.emit(*map(self._event, splice.end()))
+            at = self._at.now()
+            self._writer.emit(*(self._event(part, at) for part in splice.end()))
             self._sent = said
 
     def _say(self, pieces: Sequence[Piece], said: Transcript, splice: Splice | None, call: _Call) -> None:
-        """Everything that one read of the upstream brought, in one go."""
+        """Everything that one read of the upstream brought, in one go and at one time."""
         events: list[Event] = []
+        at = self._at.now()
         for piece in pieces:
             if type(piece) is not Delta:
                 self._note(piece, said, call)
                 continue
             said.add(piece)
             if splice is None:
-                events.append(self._event(piece))
+                events.append(self._event(piece, at))
             else:
-                events += map(self._event, splice.feed(piece))
+                events += [self._event(part, at) for part in splice.feed(piece)]
         if events:
             if call.first_at is None:
                 self._first(call)
             self._writer.emit(*events)
 
-    def _event(self, part: Delta | Reset) -> Event:
+    def _event(self, part: Delta | Reset, at: str) -> Event:
         if type(part) is Delta:
-            return Event(EventType.LLM_PARTIAL, self._at.now(), self._job.step.name, part.content, payload_of(part))
+            return Event(_PARTIAL, at, self._job.step.name, part.content, payload_of(part))
         assert isinstance(part, Reset)
         payload = {
             "offset": part.offset,
@@ -200,7 +203,7 @@ class Agent:
             "attempt": self._job.attempt,
             **({"choice": part.choice} if part.choice else {}),
         }
-        return Event(EventType.OUTPUT_RESET, self._at.now(), self._job.step.name, payload=payload)
+        return Event(EventType.OUTPUT_RESET, at, self._job.step.name, payload=payload)
 
     def _first(self, call: _Call) -> None:
         call.first_at = self._clock.time()
@@ -248,7 +251,7 @@ class Agent:
         ending = endings.completed(
             self._at.now(),
             text=self._sent.text,
-            usage=msgspec.to_builtins(usage),
+            usage=usage.facts(),
             finish_reason=finish_reason or "stop",
             duration_ms=self._duration_ms(),
         )
@@ -297,7 +300,7 @@ class Agent:
 
     def _spent(self) -> dict[str, Any] | None:
         """What all calls so far used, for an ending that is not a completion."""
-        return None if self._usage is None else msgspec.to_builtins(self._usage)
+        return None if self._usage is None else self._usage.facts()
 
     async def _end(self, ending: Sequence[Event], state: RunState) -> None:
         """Write the run's ending. It is decided now: whoever wants another one comes too late, so that there is only one."""
@@ -340,7 +343,7 @@ class Agent:
             "model": self._model,
             "upstream": call.upstream,
             **({} if aborted and not final else self._sent.output()),
-            "usage": msgspec.to_builtins(usage),
+            "usage": usage.facts(),
             "duration_ms": round((now - call.started_at) * 1000),
         }
         if call.first_at is not None:

@@ -61,6 +61,17 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: int | None = None
     estimated: bool = False
 
+    def facts(self) -> dict[str, Any]:
+        """As events say it: a count of nothing is said too, a detail that nobody knows is not."""
+        details = {"cached": self.cached, "reasoning": self.reasoning}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            **{name: count for name, count in details.items() if count is not None},
+            "estimated": self.estimated,
+        }
+
     def plus(self, other: Usage) -> Usage:
         def total(a: int | None, b: int | None) -> int | None:
             return None if a is None and b is None else (a or 0) + (b or 0)

@@ -37,7 +37,9 @@ def test_an_ending_is_read_back_as_it_was_meant(name: str) -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     assert endings.cancelled(AT, None, None)[0].payload == {}
-    assert endings.failed(AT, endings.TIMEOUT)[0].payload == {"error": msgspec.to_builtins(endings.TIMEOUT)}
+    assert endings.failed(AT, endings.TIMEOUT)[0].payload == {
+        "error": {"retryable": False, **msgspec.to_builtins(endings.TIMEOUT)}
+    }
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EventType if kind not in ENDINGS])

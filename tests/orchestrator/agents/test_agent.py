@@ -198,7 +198,7 @@ async def test_cancel_before_the_first_token_closes_the_upstream(world: World) -
     assert result.state is RunState.CANCELLED
     assert call.ending == "cancelled"
     assert types(events)[-2:] == ["WORKFLOW_CANCELLED", "STREAM_END"]
-    usage = {"prompt_tokens": 10, "total_tokens": 10, "estimated": True}
+    usage = {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10, "estimated": True}
     assert events[-2].payload == {"reason": "enough", "by": "key", "usage": usage}
 
 
