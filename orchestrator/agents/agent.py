@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from orchestrator import endings
 from orchestrator.agents.history import Past, asked_to_stop
 from orchestrator.agents.job import Interrupted, Job, Stop
@@ -251,7 +253,7 @@ class Agent:
         ending = endings.completed(
             self._at.now(),
             text=self._sent.text,
-            usage=usage.facts(),
+            usage=msgspec.to_builtins(usage),
             finish_reason=finish_reason or "stop",
             duration_ms=self._duration_ms(),
         )
@@ -300,7 +302,7 @@ class Agent:
 
     def _spent(self) -> dict[str, Any] | None:
         """What all calls so far used, for an ending that is not a completion."""
-        return None if self._usage is None else self._usage.facts()
+        return None if self._usage is None else msgspec.to_builtins(self._usage)
 
     async def _end(self, ending: Sequence[Event], state: RunState) -> None:
         """Write the run's ending. It is decided now: whoever wants another one comes too late, so that there is only one."""
@@ -343,7 +345,7 @@ class Agent:
             "model": self._model,
             "upstream": call.upstream,
             **({} if aborted and not final else self._sent.output()),
-            "usage": usage.facts(),
+            "usage": msgspec.to_builtins(usage),
             "duration_ms": round((now - call.started_at) * 1000),
         }
         if call.first_at is not None:
