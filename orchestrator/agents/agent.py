@@ -13,8 +13,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from orchestrator import endings
 from orchestrator.agents.history import Past, asked_to_stop
 from orchestrator.agents.job import Interrupted, Job, Stop
@@ -253,7 +251,7 @@ class Agent:
         ending = endings.completed(
             self._at.now(),
             text=self._sent.text,
-            usage=msgspec.to_builtins(usage),
+            usage=usage.facts(),
             finish_reason=finish_reason or "stop",
             duration_ms=self._duration_ms(),
         )
@@ -302,7 +300,7 @@ class Agent:
 
     def _spent(self) -> dict[str, Any] | None:
         """What all calls so far used, for an ending that is not a completion."""
-        return None if self._usage is None else msgspec.to_builtins(self._usage)
+        return None if self._usage is None else self._usage.facts()
 
     async def _end(self, ending: Sequence[Event], state: RunState) -> None:
         """Write the run's ending. It is decided now: whoever wants another one comes too late, so that there is only one."""
@@ -345,7 +343,7 @@ class Agent:
             "model": self._model,
             "upstream": call.upstream,
             **({} if aborted and not final else self._sent.output()),
-            "usage": msgspec.to_builtins(usage),
+            "usage": usage.facts(),
             "duration_ms": round((now - call.started_at) * 1000),
         }
         if call.first_at is not None:
