@@ -9,15 +9,20 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from compat_tests.doors import DOORS, Door, Server
 from compat_tests.model_server import ModelServer
 from compat_tests.raw import Raw
 from compat_tests.served import ALICE, MALLORY, UPSTREAM_SECRET, served
 from orchestrator.embedded import Addresses
+
+FRIENDLY_PAGE = "https://app.example.com"
+"""The origin of a page that may open native streams of `brisk`."""
 
 MODELS = ("demo", "demo-none", "wire", "wire-none")
 """Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
@@ -43,6 +48,7 @@ def model_server() -> Iterator[ModelServer]:
 def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
     return {
         "server": {"port": 0},
+        "grpc": {"port": unused_port()},
         "backends": {"redis": backends.redis, "temporal": backends.temporal, "postgres": backends.postgres},
         "upstreams": _upstreams(model_server),
         "models": {
@@ -58,6 +64,7 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
             "fallback": _model("dead", "wire"),
             "again": _model("wire", on_cut="regenerate"),
             "onward": _model("demo", on_cut="continue"),
+            "hasty": {"plan": {"agent": {"upstream": "demo", "timeout_s": 0.3}}},
             "stays": _model("wire", on_disconnect="continue"),
             "wire/*": _model("wire"),
             "*": _model("wire"),
@@ -73,29 +80,31 @@ def headgate(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def brisk(config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a second Headgate on the same backends."""
+def brisk_config(config: dict[str, Any]) -> dict[str, Any]:
     keys = [
         {"key": ALICE, "name": "alice", "tenant": "default"},
         {"key": MALLORY, "name": "mallory", "tenant": "other"},
     ]
     models = {name: model for name, model in config["models"].items() if name != "*"}
-    brisk = {
+    return {
         **config,
-        "server": {"port": 0, "max_body_bytes": "64KiB"},
+        "server": {"port": 0, "max_body_bytes": "64KiB", "origins": [FRIENDLY_PAGE]},
+        "grpc": {"port": unused_port()},
         "auth": {"mode": "keys", "keys": keys},
-        "streams": {"hold_s": 0.2, "keepalive_s": 0.1},
+        "streams": {"hold_s": 0.2, "keepalive_s": 0.1, "ws_ping_s": 0.6},
         "models": models,
     }
-    with served(brisk, tmp_path_factory.mktemp("brisk")) as url:
+
+
+@pytest.fixture(scope="session")
+def brisk(brisk_config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a second Headgate on the same backends."""
+    with served(brisk_config, tmp_path_factory.mktemp("brisk")) as url:
         yield url
 
 
 def _upstreams(server: ModelServer) -> dict[str, Any]:
     wire = {"kind": "openai", "base_url": server.base_url, "api_key": UPSTREAM_SECRET, "retries": 0}
-    with socket.socket() as unused:  # bound, never listening, closed: nobody answers there
-        unused.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     return {
         "demo": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 1.0},
         "wire": wire,
@@ -103,8 +112,15 @@ def _upstreams(server: ModelServer) -> dict[str, Any]:
         "retrying": {**wire, "retries": 1},
         "old": {**wire, "developer_role": False},
         "verbatim": {**wire, "base_url": server.verbatim_url},
-        "dead": {**wire, "base_url": dead},
+        "dead": {**wire, "base_url": f"http://127.0.0.1:{unused_port()}/v1"},
     }
+
+
+def unused_port() -> int:
+    """Nobody answers there."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
 
 
 def _model(*upstream: str, on_cut: str = "fail", **options: Any) -> dict[str, Any]:
@@ -137,6 +153,41 @@ def raw(headgate: str) -> Raw:
 @pytest.fixture(scope="session")
 def raw_brisk(brisk: str) -> Raw:
     return Raw(brisk, key=ALICE)
+
+
+@pytest.fixture(scope="session")
+def here(headgate: str, config: dict[str, Any]) -> Iterator[Server]:
+    """All doors of `headgate`."""
+    yield from _doors_of(headgate, config)
+
+
+@pytest.fixture(scope="session")
+def there(brisk: str, brisk_config: dict[str, Any]) -> Iterator[Server]:
+    """All doors of `brisk`, a replica, for Alice."""
+    yield from _doors_of(brisk, brisk_config, ALICE)
+
+
+@pytest.fixture(scope="session")
+def mallory(brisk: str, brisk_config: dict[str, Any]) -> Iterator[Server]:
+    """All doors of `brisk`, for a stranger."""
+    yield from _doors_of(brisk, brisk_config, MALLORY)
+
+
+@pytest.fixture(scope="session")
+def nobody(brisk: str, brisk_config: dict[str, Any]) -> Iterator[Server]:
+    """All doors of `brisk`, for whoever has no key."""
+    yield from _doors_of(brisk, brisk_config)
+
+
+def _doors_of(url: str, config: dict[str, Any], key: str | None = None) -> Iterator[Server]:
+    with closing(Server(url, config["grpc"]["port"], key)) as server:
+        yield server
+
+
+@pytest.fixture(params=DOORS)
+def door(request: pytest.FixtureRequest) -> Door:
+    """Each of the native doors."""
+    return DOORS[str(request.param)]
 
 
 @pytest.fixture(scope="session")

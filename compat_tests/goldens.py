@@ -1,4 +1,4 @@
-"""Golden runs: scripts whose streams are cut at every place, and whose bytes must come back."""
+"""Golden runs: scripts whose streams are cut at every place, and whose bytes, or events, must come back."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ GOLDENS = {
     "events": Golden(script('tokens "a" "b"'), {"headgate_options": {"events": True}}),
     "failing": Golden(script('tokens "a" "b"', "cut"), _USAGE, Asked(usage=True)),
 }
+
+UNANSWERED = {
+    "refused": Golden(script('status 503 "Not now."'), {}),
+    "cancelled": Golden(script('tokens "a" "b"', "hang"), {}),
+    "timed out": Golden(script('tokens "a" "b"', "hang"), {}),
+}
+"""Runs that end in other ways, before their first word or by somebody else's will."""

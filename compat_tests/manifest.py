@@ -7,16 +7,12 @@ neither a promise without a proof nor a proof of nothing can stay.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import pytest
 
-
-class Promised(NamedTuple):
-    what: str
-    source: str
-    """Of the contract of the OpenAI doors: a section, rules in brackets. Or a promise of the project (P1 ...), or its design."""
-
+from compat_tests.client_manifest import CLIENTS
+from compat_tests.native_manifest import NATIVE
+from compat_tests.promised import Promised
 
 MANIFEST: Mapping[str, Promised] = {
     "chat.role-once": Promised("The first chunk of each choice has the role, and no other has.", "§1 [1]"),
@@ -129,6 +125,8 @@ MANIFEST: Mapping[str, Promised] = {
     "langchain.structured": Promised("LangChain: structured output.", "§2"),
     "langchain.errors": Promised("LangChain: errors before the first word and after it.", "§1 [10], P13"),
     "langchain.leaving": Promised("LangChain: leaving the stream closes the upstream.", "§1 [18], P14"),
+    **NATIVE,
+    **CLIENTS,
     "judge.finds-every-breach": Promised("The judge of streams finds every breach of the rules it knows.", "style"),
 }
 
