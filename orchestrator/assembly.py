@@ -93,6 +93,7 @@ async def orchestrator(
             metrics=metrics,
             clock=clock,
             owner=owner,
+            tokens=Tokenizer(),
         )
         yield await stack.enter_async_context(engine(config, parts))
 
@@ -107,6 +108,7 @@ class Parts(msgspec.Struct, frozen=True):
     metrics: Metrics
     clock: Clock
     owner: str
+    tokens: Tokenizer
     temporal_wait_s: float = 10.0
 
 
@@ -119,13 +121,12 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
         fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
-        tokens = Tokenizer()
         ender, herald = Ender(log, metrics, clock), Herald(log, clock)
         desk = Desk(
             log=log,
             fanout=fanout,
             router=route(config.upstreams, parts.upstreams, clock.time),
-            tokens=tokens,
+            tokens=parts.tokens,
             metrics=metrics,
             clock=clock,
             buffer_bytes=config.writer_buffer_bytes,
@@ -133,7 +134,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         await stack.enter_async_context(desk.ticking())
         temporal = Temporal(
             parts.temporal,
-            Activities(log, desk, ender, herald, ForeignRuns(log, ender, tokens, clock)),
+            Activities(log, desk, ender, herald, ForeignRuns(log, ender, parts.tokens, clock)),
             task_queue=config.task_queue,
             heartbeat_s=config.heartbeat_s,
             max_agents=config.max_agents,

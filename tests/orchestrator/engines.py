@@ -18,7 +18,11 @@ from orchestrator.store.memory import MemoryRuns
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
+from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.workflows.worker import TemporalAddress
+
+TOKENIZER = Tokenizer()
+"""A vocabulary takes half a second and 100 MB: one for all engines of a test session."""
 
 ACME = Principal("acme", "key-1")
 OTHER = Principal("other", "key-2")
@@ -61,6 +65,7 @@ async def an_engine(
         temporal=temporal,
         metrics=metrics or NoMetrics(),
         clock=clock,
+        tokens=TOKENIZER,
         owner="test",
         temporal_wait_s=temporal_wait_s,
     )

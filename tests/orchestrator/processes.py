@@ -25,7 +25,7 @@ from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
 from orchestrator.upstreams.upstream import Upstream
 from orchestrator.workflows.worker import TemporalAddress
-from tests.orchestrator.engines import ACME, NOWHERE, script
+from tests.orchestrator.engines import ACME, NOWHERE, TOKENIZER, script
 
 WAIT_S = 20.0
 
@@ -88,6 +88,7 @@ class Shared:
             temporal=self.temporal,
             metrics=metrics,
             clock=self.clock,
+            tokens=TOKENIZER,
             owner=f"process-{next(self._owners)}",
             temporal_wait_s=0.0 if self.temporal is NOWHERE else 10.0,
         )

@@ -38,6 +38,7 @@ from orchestrator.workflows.worker import TemporalAddress
 
 SHAPE = os.environ.get("HEADGATE_COMPAT_SHAPE", "whole")
 """`split` runs all these tests against a gateway and an orchestrator that meet only over HTTP."""
+from tests.orchestrator.engines import TOKENIZER
 
 
 @dataclass
@@ -180,6 +181,7 @@ async def engine(witness: Witness) -> AsyncIterator[Engine]:
         temporal=TemporalAddress("127.0.0.1:1"),
         metrics=NoMetrics(),
         clock=clock,
+        tokens=TOKENIZER,
         owner="test",
         temporal_wait_s=0.0,
     )

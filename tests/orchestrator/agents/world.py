@@ -20,12 +20,10 @@ from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.scripted import ScriptedUpstream
-from orchestrator.upstreams.tokens import Tokenizer
+from tests.orchestrator.engines import TOKENIZER
 from tests.orchestrator.streamlog.simulation import NoHistory
 
 WAIT_S = 10.0
-
-_TOKENIZER = Tokenizer()
 
 
 class LogClock:
@@ -51,7 +49,7 @@ class World:
             log=self.log,
             fanout=self.fanout,
             router=Router({"demo": self.upstream}),
-            tokens=_TOKENIZER,
+            tokens=TOKENIZER,
             metrics=NoMetrics(),
             clock=SystemClock(),
         )
