@@ -35,10 +35,10 @@ from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
 from orchestrator.upstreams.witness import Witness
 from orchestrator.workflows.worker import TemporalAddress
+from tests.orchestrator.engines import TOKENIZER
 
 SHAPE = os.environ.get("HEADGATE_COMPAT_SHAPE", "whole")
 """`split` runs all these tests against a gateway and an orchestrator that meet only over HTTP."""
-from tests.orchestrator.engines import TOKENIZER
 
 
 @dataclass
