@@ -8,6 +8,7 @@ COPY requirements.lock pyproject.toml README.md ./
 COPY gateway gateway
 COPY headgate headgate
 COPY orchestrator orchestrator
+COPY protos protos
 # The lock as constraints: its versions, of only what serving needs.
 RUN python -m venv /opt/headgate \
  && /opt/headgate/bin/pip install --no-cache-dir --disable-pip-version-check --constraint requirements.lock ".[embedded]"
