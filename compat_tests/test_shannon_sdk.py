@@ -16,6 +16,7 @@ from compat_tests.manifest import promise
 from compat_tests.publisher import publish
 from compat_tests.raw import script
 from compat_tests.served import ALICE, MALLORY
+from headgate import AsyncClient
 
 HANGING = script('tokens "a" "b"', "hang")
 SAID = ["WORKFLOW_STARTED", "AGENT_STARTED", "LLM_PARTIAL", "LLM_PARTIAL", "LLM_OUTPUT", "AGENT_COMPLETED", "WORKFLOW_COMPLETED"]
@@ -35,12 +36,12 @@ async def completed(client: AsyncShannonClient, query: str = script('tokens "one
 
 
 async def until(client: AsyncShannonClient, task_id: str, type: str) -> None:
-    """Returns once the task has said an event of this type. Asked again and again, as the SDK waits for everything: who leaves
-    one of its streams half-way leaves its socket to the collector.
-    """
-    async with asyncio.timeout(20):
-        while type not in [event.type for event in await client.get_task_events(task_id)]:
-            await asyncio.sleep(0.02)
+    """Returns once the task has said an event of this type. Not by the SDK, which closes a stream only at its end."""
+    async with asyncio.timeout(20), AsyncClient(client.base_url) as reader, reader.stream(task_id) as events:
+        async for event in events:
+            if event.type == type:
+                return
+    raise AssertionError(f"it ended without {type}")
 
 
 @promise("shannon.submit")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("\n  ".join(["the configuration is not valid:", *error.lines]))
         return USAGE
     except ServerGone as error:
-        complain(f"{error} Start one with `headgate serve`, or name another: --url, HEADGATE_URL.")
+        complain(f"{error} `headgate serve` starts a server, --url or HEADGATE_URL names another.")
         return NO_SERVER
     except (ClientError, HeadgateError, OSError) as error:
         complain(str(error))

@@ -117,7 +117,7 @@ async def test_no_server() -> None:
         assert await headgate(*command, "--url", url) == (
             3,
             "",
-            f"headgate: Nothing answers at {url}. Start one with `headgate serve`, or name another: --url, HEADGATE_URL.\n",
+            f"headgate: Nothing answers at {url}. `headgate serve` starts a server, --url or HEADGATE_URL names another.\n",
         )
 
 
