@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode
 
 import grpc
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from compat_tests.raw import TIMEOUT_S, Answer, Raw, headers_of
@@ -192,7 +192,10 @@ class WebSocket:
 
     def ask(self, server: Server, run: str, op: str, reason: str) -> None:
         with server.socket(run, types="X_NOTHING") as socket:
-            answer = operate(socket, op=op, reason=reason)
+            try:
+                answer = operate(socket, op=op, reason=reason)
+            except ConnectionClosedOK:  # which says that there is nothing more to ask of this run
+                raise Refused(409, "run_ended") from None
         if not answer["ok"]:
             raise Refused(409, answer["error"]["code"])
 

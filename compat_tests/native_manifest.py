@@ -35,4 +35,18 @@ NATIVE: Mapping[str, Promised] = {
     "doors.bad-types": Promised("A filter with a name that no event has is refused.", "native §3"),
     "doors.key": Promised("No door opens without a key.", "native §6, design §1"),
     "doors.reader-leaves": Promised("A native reader's leaving changes nothing.", "§1 [18]"),
+    "doors.at-once": Promised(
+        "A run of the openai SDK is followed live by bytes, a socket, gRPC and the command at once.", "P5, P13"
+    ),
+    "doors.control": Promised("What is asked of a run at one door is seen at all others.", "native §4, §5, §6"),
+    # Event stream
+    # WebSocket
+    "ws.control": Promised("`cancel`, `pause`, `resume`, with a reason.", "native §4"),
+    # REST
+    "rest.pause": Promised("`POST /tasks/{id}/pause` and `/resume`: 202, or 409 in the wrong state.", "native §5"),
+    "rest.cancel": Promised("`POST /tasks/{id}/cancel`: 202, twice as well; 409 says how the task has ended.", "native §5"),
+    "rest.control-state": Promised("`GET /tasks/{id}/control-state`: what was asked, by whom and why.", "native §5"),
+    # gRPC
+    "grpc.control": Promised("`CancelTask`, `PauseTask`, `ResumeTask`, `GetControlState`.", "native §6"),
+    "grpc.reflection": Promised("Reflection is on: who has no `.proto` file can call.", "native §6"),
 }
