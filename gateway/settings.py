@@ -32,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.observe.logs import Format
 from gateway.settings_errors import ConfigError, Inconsistent, Problem, did_you_mean, explain
 from gateway.settings_layers import Override, from_environment, interpolate, overlay, parse_yaml, source_of
 from orchestrator.catalog import Catalog, ModelEntry
@@ -241,7 +242,7 @@ class Tasks(Section):
 
 
 class Logging(Section):
-    """What the process says about itself, one JSON object per line. Prompts and answers are not in it."""
+    """What the process says about itself on standard error. Prompts and answers are not in it."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -273,6 +274,7 @@ class Settings(Section):
     @model_validator(mode="before")
     @classmethod
     def _demo(cls, data: Any) -> Any:
+    format: Format = Field(default="auto", description="text, json (one object per line), or auto: text on a terminal.")
         """Whoever names neither upstreams nor models gets the demo; whoever names one must name the other."""
         if isinstance(data, dict) and not DEMO.keys() & data.keys():
             return {**DEMO, **data}

@@ -37,7 +37,7 @@ def settings_of(arguments: Namespace) -> Settings:
 def serve(arguments: Namespace) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, and HeadgateError or OSError when it cannot start."""
     settings = settings_of(arguments)
-    logs.configure(settings.logging.level)
+    logs.configure(settings.logging.level, settings.logging.format)
     if arguments.worker:
         uvloop.run(app.serve(settings, announce=_announce, progress=lambda _: None, reuse_port=True))
         return

@@ -7,6 +7,7 @@ strings are never logged by this package; a traceback shows code, not the values
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Literal, TextIO
 
@@ -14,23 +15,24 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+Format = Literal["auto", "text", "json"]
 
-def configure(level: str = "info", style: Literal["text", "json"] = "json", stream: TextIO | None = None) -> None:
-    """Send all logging of the process to `stream` (standard error). Called once, by whoever owns the process."""
+
+def configure(level: str = "info", format: Format = "json", stream: TextIO | None = None) -> None:
+    """Send all logging of the process to `stream` (standard error). Called once, by whoever owns the process.
+
+    `auto` is text where a person reads along, on a terminal, and JSON elsewhere.
+    """
     number = logging.getLevelNamesMapping()[level.upper()]
     stream = stream or sys.stderr
-    render: Processor = (
-        structlog.processors.JSONRenderer(serializer=_json)
-        if style == "json"
-        else structlog.dev.ConsoleRenderer(
-            timestamp_key="time", colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    )
+    text = stream.isatty() if format == "auto" else format == "text"
+    colors = stream.isatty() and not os.environ.get("NO_COLOR")
+    render: Processor = _Lines(colors) if text else structlog.processors.JSONRenderer(serializer=_json)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        *([structlog.processors.format_exc_info] if style == "json" else []),
+        structlog.processors.TimeStamper("%H:%M:%S" if text else "iso", utc=not text, key="time"),
+        structlog.processors.format_exc_info,
     ]
     structlog.configure(
         processors=[*shared, render],
@@ -49,6 +51,8 @@ def configure(level: str = "info", style: Literal["text", "json"] = "json", stre
         )
     )
     logging.basicConfig(level=number, handlers=[handler], force=True)
+    # What the SDK tells at this level, it tells of every worker's start and end.
+    logging.getLogger("temporalio").setLevel(number if number < logging.INFO else max(number, logging.WARNING))
 
 
 def logger(name: str) -> FilteringBoundLogger:
@@ -63,5 +67,33 @@ def _source(_: object, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _json(value: object, **_: object) -> str:
-    return msgspec.json.encode(value, enc_hook=repr).decode()
+def _json(event: EventDict, **_: object) -> str:
+    """What everybody looks for first comes first."""
+    first = {name: event[name] for name in ("time", "level", "event") if name in event}
+    return msgspec.json.encode(first | dict(event), enc_hook=repr).decode()
+
+
+class _Lines:
+    """One line for people: when, how bad, what, and the facts. A request is told by its facts, as access logs do."""
+
+    def __init__(self, colors: bool) -> None:
+        self._dim, self._bad, self._end = ("\x1b[2m", "\x1b[31m", "\x1b[0m") if colors else ("", "", "")
+
+    def __call__(self, _: object, __: str, event: EventDict) -> str:
+        facts = dict(event)
+        time, level, what, trace = (facts.pop(name, "") for name in ("time", "level", "event", "exception"))
+        if what == "request":
+            what = " ".join(str(facts.pop(name, "-")) for name in ("method", "route", "status"))
+            facts.pop("source", None)
+            if "workflow_id" in facts:  # says which request it was better than the request's own number
+                facts.pop("request_id", None)
+        what = _tamed(str(what))
+        shown = " ".join(f"{name}={_tamed(str(value))}" for name, value in facts.items())
+        mark = "" if level in ("debug", "info") else f"{self._bad}{level}{self._end} "
+        line = f"{self._dim}{time}{self._end} {mark}{what}" + (f"  {self._dim}{shown}{self._end}" if shown else "")
+        return f"{line}\n{trace}" if trace else line
+
+
+def _tamed(text: str) -> str:
+    """What a client sent may be in it, and must not command the terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
