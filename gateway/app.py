@@ -10,6 +10,7 @@ import asyncio
 import random
 import secrets
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,10 +19,13 @@ import structlog
 from aiohttp import web
 
 from gateway.access.admission import Inside, Outside
+from gateway.access.browsers import Browsers
+from gateway.access.forwarding import Forwarding
 from gateway.access.keys import Access, KeyRing, Keys, Open
+from gateway.access.origins import Origins
 from gateway.access.tickets import Tickets, derived_secret
 from gateway.departures import Departures
-from gateway.edge import Edge, name_response
+from gateway.edge import Edge, Front
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.proxy import StreamProxy
@@ -39,9 +43,10 @@ from gateway.routes.task_control import TaskControlRoutes
 from gateway.routes.tasks import TaskRoutes
 from gateway.routes.tickets import TicketRoutes
 from gateway.rpc import grpc_door
-from gateway.settings import Auth, Settings
+from gateway.settings import Auth, Server, Settings
 from gateway.transports.drain import Drain
-from gateway.transports.http_server import listening
+from gateway.transports.http_server import Limits, listening
+from gateway.transports.tls import tls_context
 from gateway.wiring import configuration
 from orchestrator.assembly import orchestrator
 from orchestrator.catalog import Catalog
@@ -80,8 +85,9 @@ async def serve(
             host=address.host,
             port=address.port,
             new_request_id=new_request_id,
-            max_header_bytes=settings.server.max_header_bytes,
+            limits=limits(settings.server),
             reuse_port=reuse_port,
+            tls=None if inside else _tls(settings.server),
         ) as url,
         AsyncExitStack() as stack,
     ):
@@ -93,7 +99,9 @@ async def serve(
             progress(f"gRPC listens on port {rpc.port}")
         announce(url)
         await stop.wait()
+        drain.announce()
         log.info("draining", open_answers=drain.open_answers)
+        await asyncio.sleep(settings.server.drain_notice_s)
         if rpc is not None:
             await rpc.leave()
         await drain.finish(settings.server.drain_s)
@@ -142,7 +150,7 @@ async def gateway(
             *DocsRoutes().routes(),
         ]
         access: dict[web.AbstractRoute, Access] = {}
-        edge = Edge(Outside(key_ring(settings.auth), tickets, access), drain, metrics, new_request_id)
+        edge = Edge(Outside(key_ring(settings.auth), tickets, access), drain, metrics, new_request_id, front(settings))
         yield _app(settings, edge, access, [*routes, *OpenApiRoutes(routes).routes()]), drain
 
 
@@ -168,9 +176,23 @@ def _app(settings: Settings, edge: Edge, access: dict[web.AbstractRoute, Access]
     """Routes behind an edge. `access` is filled with the rule of each."""
     app = web.Application(middlewares=[edge.middleware()], client_max_size=settings.server.max_body_bytes)
     app[ACCESS] = access
-    app.on_response_prepare.append(name_response)
+    app.on_response_prepare.append(edge.prepare)
     access |= add_routes(app, routes)
     return app
+
+
+def front(settings: Settings) -> Front:
+    server, keyless = settings.server, settings.auth.mode == "off"
+    origins = Origins(server.origins, trust_host=not keyless)
+    return Front(Browsers(origins, keyless=keyless, tls=server.tls is not None), Forwarding(server.trusted_proxies))
+
+
+def limits(server: Server) -> Limits:
+    return Limits(int(server.max_header_bytes), server.header_timeout_s, server.max_connections)
+
+
+def _tls(server: Server) -> ssl.SSLContext | None:
+    return None if server.tls is None else tls_context(server.tls.cert, server.tls.key, server.tls.min_version)
 
 
 def signer(settings: Settings) -> Signer:

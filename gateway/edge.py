@@ -1,4 +1,5 @@
-"""What happens to every request, once: its id, its access rule, its errors as envelopes, its metrics and its line in the log.
+"""What happens to every request, once: its id, its trace, what browsers ask, its access rule, its errors as envelopes, its
+metrics and its line in the log.
 
 Every response carries `x-request-id`, and `X-Workflow-ID` where there is a run; errors and streams are no exception. Nothing a
 client sends becomes a 500 or a bare text answer. Neither bodies nor query strings are logged.
@@ -8,24 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from gateway.access.browsers import Browsers
+from gateway.access.forwarding import HOST, Forwarding
 from gateway.access.tickets import Ticket
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.drain import Drain
 from gateway.transports.error_response import error_response, of_http
-from orchestrator.errors import HeadgateError, RunNotFound
+from orchestrator import trace
+from orchestrator.errors import HeadgateError, InvalidRequest, RunNotFound
 from orchestrator.runs import Principal
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 REQUEST_ID = web.RequestKey("request_id", str)
 WORKFLOW_ID = web.RequestKey("workflow_id", str)
+REPEATED = web.RequestKey("repeated", bool)
 TICKET = web.RequestKey("ticket", Ticket)
 
 CLIENT_LEFT = 499
@@ -39,9 +45,10 @@ _UNMATCHED = "unmatched"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def about_run(request: web.Request, run_id: str) -> None:
-    """From here on the request's response and log lines name this run."""
+def about_run(request: web.Request, run_id: str, *, repeated: bool = False) -> None:
+    """From here on the request's response and log lines name this run. `repeated`: an earlier request has begun it."""
     request[WORKFLOW_ID] = run_id
+    request[REPEATED] = repeated
     structlog.contextvars.bind_contextvars(workflow_id=run_id)
 
 
@@ -55,13 +62,18 @@ def only_run(request: web.Request, run_id: str) -> str | None:
     return run_id
 
 
-async def name_response(request: web.Request, response: web.StreamResponse) -> None:
-    """Put the ids on a response that is about to be sent. For `on_response_prepare`, the one place all of them pass."""
-    headers = response.headers
-    if request_id := request.get(REQUEST_ID):
-        headers["x-request-id"] = request_id
-    if run_id := request.get(WORKFLOW_ID):
-        headers["X-Workflow-ID"] = run_id
+class InvalidHost(InvalidRequest):
+    """The Host header does not name one host."""
+
+    code = "invalid_host"
+
+
+class CodingUnknown(HeadgateError):
+    """The only transfer coding that is understood is 'chunked'."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "transfer_coding_unknown"
 
 
 class Admission(Protocol):
@@ -69,11 +81,26 @@ class Admission(Protocol):
         """Let a request for an existing route in, with its `PRINCIPAL` where its rule asks for one, or raise why not."""
 
 
+class Front(NamedTuple):
+    """What stands before a door that clients and browsers reach. An orchestrator that runs apart has none."""
+
+    browsers: Browsers
+    forwarding: Forwarding
+
+
 class Edge:
     """`admission` is asked before a handler runs. It knows the rule of every route."""
 
-    def __init__(self, admission: Admission, drain: Drain, metrics: GatewayMetrics, new_request_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        drain: Drain,
+        metrics: GatewayMetrics,
+        new_request_id: Callable[[], str],
+        front: Front | None = None,
+    ) -> None:
         self._admission = admission
+        self._front = front
         self._drain = drain
         self._metrics = metrics
         self._new_request_id = new_request_id
@@ -85,23 +112,46 @@ class Edge:
 
         return edge
 
+    async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Put ids, and what browsers need, on a response that is about to be sent: `on_response_prepare` sees all of them."""
+        headers = response.headers
+        if self._front is not None:
+            self._front.browsers.inform(request, headers, response.content_type)
+        if request_id := request.get(REQUEST_ID):
+            headers["x-request-id"] = request_id
+        if run_id := request.get(WORKFLOW_ID):
+            headers["X-Workflow-ID"] = run_id
+        if request.get(REPEATED):
+            headers["Idempotency-Replayed"] = "true"
+
     async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = perf_counter()
         asked = request.headers.get("x-request-id", "")
         request_id = request[REQUEST_ID] = asked if _SANE_REQUEST_ID.fullmatch(asked) else self._new_request_id()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        if "traceparent" in request.headers:
+            _follow_trace(request)
         status = CLIENT_LEFT
         try:
             response = await self._answer(request, handler)
             status = response.status
-            if self._drain.begun:
+            if self._drain.leaving:
                 response.force_close()  # the client's next request should find another server
+            elif "Upgrade" in request.headers and status != HTTPStatus.SWITCHING_PROTOCOLS:
+                # An upgrade that nobody knows here is answered as if it had not been asked for, like h2c (RFC 9110, 7.8). But
+                # aiohttp has thrown away what came with it, perhaps the beginning of a request. What comes next is no beginning.
+                response.force_close()
             return response
         finally:
             self._report(request, status, perf_counter() - begun)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            _check_framing(request)
+            if self._front is not None:
+                if (preflight := self._front.browsers.preflight(request)) is not None:
+                    return preflight
+                self._front.browsers.check(request)
             if request.match_info.http_exception is None:  # otherwise there is no such route, and the handler raises that
                 self._admission.admit(request)
             return await handler(request)
@@ -125,7 +175,26 @@ class Edge:
         pattern = route.resource.canonical if route.resource is not None else _UNMATCHED
         method = route.method if pattern is not _UNMATCHED else "any"
         self._metrics.request(method, pattern, status, seconds)
-        log.info("request", method=method, route=pattern, status=status, duration_ms=round(seconds * 1000, 2))
+        client = {} if self._front is None else {"client": self._front.forwarding.client(request)}
+        log.info("request", method=method, route=pattern, status=status, duration_ms=round(seconds * 1000, 2), **client)
+
+
+def _check_framing(request: web.Request) -> None:
+    """What aiohttp lets through. Raises InvalidHost (RFC 9112, 3.2) and CodingUnknown (6.1)."""
+    headers = request.headers
+    if not HOST.fullmatch(headers.get("Host", "")):
+        raise InvalidHost
+    coding = headers.get("Transfer-Encoding")
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise CodingUnknown
+
+
+def _follow_trace(request: web.Request) -> None:
+    headers = request.headers
+    followed = trace.parse(headers.getall("traceparent"), headers.getall("tracestate", ()))
+    if followed is not None:
+        trace.enter(followed)
+        structlog.contextvars.bind_contextvars(trace_id=followed.id)
 
 
 def _gone(request: web.Request) -> bool:

@@ -60,17 +60,41 @@ def _origin(text: str) -> str:
     return text
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Tls(Section):
+    """A certificate of one's own: HTTPS without a proxy."""
+
+    cert: Path = Field(description="PEM, the whole chain.")
+    key: Path = Field(description="PEM, not encrypted.")
+    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest version of TLS that is spoken.")
+
+
 class Server(Section):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 is every IPv4 address.")
     port: int = Field(default=8080, ge=0, le=65535, description="0: a free one.")
     max_body_bytes: ByteSize = Field(default=ByteSize(32 * MIB), gt=0, description="A larger request body is a 413.")
     max_header_bytes: ByteSize = Field(default=ByteSize(64 * KIB), gt=0, description="Largest single header field of a request.")
+    header_timeout_s: PositiveFloat = Field(
+        default=15.0, description="A client that takes longer to send a request's headers is disconnected."
+    )
+    max_connections: PositiveInt = Field(default=20_000, description="Per process; one more is answered 503 and closed.")
+    drain_notice_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM: how long all is still answered while /readiness says 503, for load balancers to notice.",
+    )
     drain_s: float = Field(
         default=20.0, ge=0, description="After SIGTERM: how long open streams may go on before they are closed."
     )
     origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
-        default=(), description="Web pages that may open native streams, besides the server's own; `*` is all of them."
+        default=(), description="Web pages that may use this server, besides its own; `*` is all of them."
     )
+    trusted_proxies: tuple[Network, ...] = Field(
+        default=(), description="Networks whose X-Forwarded-For, -Proto and -Host are believed, for logs and URLs only."
+    )
+    tls: Tls | None = Field(default=None, description="None: plain HTTP.")
     workers: PositiveInt = Field(default=1, description="Processes that share the port.")
 
 
@@ -250,6 +274,7 @@ class Logging(Section):
 class Settings(Section):
     """Everything that can be configured."""
 
+    format: Format = Field(default="auto", description="text, json (one object per line), or auto: text on a terminal.")
     role: Literal["all", "gateway", "orchestrator"] = Field(default="all", description="What this process is.")
     server: Server = Server()
     orchestrator: Orchestrator = Orchestrator()
@@ -274,7 +299,6 @@ class Settings(Section):
     @model_validator(mode="before")
     @classmethod
     def _demo(cls, data: Any) -> Any:
-    format: Format = Field(default="auto", description="text, json (one object per line), or auto: text on a terminal.")
         """Whoever names neither upstreams nor models gets the demo; whoever names one must name the other."""
         if isinstance(data, dict) and not DEMO.keys() & data.keys():
             return {**DEMO, **data}

@@ -30,7 +30,7 @@ class DocsRoutes:
 
     async def page(self, request: web.Request) -> web.Response:
         """Read this description as a page."""
-        headers = {"Content-Security-Policy": self._policy, "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Security-Policy": self._policy}
         return web.Response(body=self._page, headers=headers, content_type="text/html", charset="utf-8")
 
 

@@ -41,7 +41,7 @@ class HealthRoutes:
         200 or 503. A dependency that is not required is reported and does not count.
         """
         dependencies = await self._engine.dependencies()
-        draining = self._drain.begun
+        draining = self._drain.leaving
         ready = not draining and all(dependency.ok for dependency in dependencies.values() if dependency.required)
         answer = {
             "status": "ready" if ready else "draining" if draining else "not_ready",

@@ -12,7 +12,6 @@ from time import monotonic
 from aiohttp import web
 
 from gateway.access.keys import Access
-from gateway.access.origins import OriginNotAllowed, Origins
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run, only_run
 from gateway.observe.metrics import GatewayMetrics
@@ -52,7 +51,6 @@ class SseRoutes:
         departures: Departures,
         metrics: GatewayMetrics,
         renderings: Renderings,
-        origins: Origins,
         jitter: Callable[[int], int],
     ) -> None:
         self._engine = engine
@@ -60,7 +58,6 @@ class SseRoutes:
         self._departures = departures
         self._metrics = metrics
         self._renderings = renderings
-        self._origins = origins
         self._jitter = jitter
         self._stall_timeout_s = settings.streams.stall_timeout_s
         self._pump = Pump(Pace(hold_s=0, keepalive_s=settings.streams.keepalive_s), monotonic, drain)
@@ -79,17 +76,9 @@ class SseRoutes:
         with self._drain.answer():
             async with self._engine.subscribe(request[PRINCIPAL], asked.run_id, asked.position) as subscription:
                 about_run(request, asked.run_id)
-                sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s, headers=_HEADERS | self._cors(request))
+                sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s, headers=_HEADERS)
                 rendering = self._renderings.sse(asked.run_id, asked.types, raw_names=asked.raw_names)
                 with counted(self._metrics), self._departures.reader(asked.run_id):
                     await sink.write(opening(self._jitter(RETRY_MS)))
                     await self._pump.run(subscription, NativeEncoder(rendering), sink)
         return sink.response
-
-    def _cors(self, request: web.Request) -> dict[str, str]:
-        """A page of another origin may read what is answered only if told so. Others are not refused: the browser does that."""
-        try:
-            origin = self._origins.check(request.headers)
-        except OriginNotAllowed:
-            origin = None
-        return {"Vary": "Origin", **({"Access-Control-Allow-Origin": origin} if origin else {})}

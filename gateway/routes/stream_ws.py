@@ -10,7 +10,6 @@ from time import monotonic
 from aiohttp import web
 
 from gateway.access.keys import Access
-from gateway.access.origins import Origins
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run, only_run
 from gateway.observe.metrics import GatewayMetrics
@@ -51,7 +50,6 @@ class WebSocketRoutes:
         departures: Departures,
         metrics: GatewayMetrics,
         renderings: Renderings,
-        origins: Origins,
     ) -> None:
         streams = settings.streams
         pump = Pump(Pace(hold_s=0, keepalive_s=streams.keepalive_s), monotonic, drain)
@@ -60,7 +58,6 @@ class WebSocketRoutes:
             streams.ws_ping_s, int(streams.ws_max_message_bytes), streams.ws_messages_per_s, streams.stall_timeout_s
         )
         self._drain = drain
-        self._origins = origins
 
     def routes(self) -> list[Route]:
         return [Route("GET", "/api/v1/stream/ws", Access.STREAM, self.stream_ws, _ABOUT)]
@@ -71,7 +68,6 @@ class WebSocketRoutes:
         Replays from a position, then live; closed with 1000 after `STREAM_END`. A client may send `cancel`, `pause`, `resume`,
         `approve`, `subscribe` and `unsubscribe` as `{"op": …}`, and is answered `{"op", "ok", "error"}`.
         """
-        self._origins.check(request.headers)
         asked = asked_stream(StreamQuery, request.query, request.headers)
         only = only_run(request, asked.run_id)
         socket = Socket(request, self._limits, monotonic)

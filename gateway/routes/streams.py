@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-from gateway.access.origins import Origins
 from gateway.departures import Departures
 from gateway.observe.metrics import GatewayMetrics
 from gateway.routes.route import Route
@@ -22,8 +21,7 @@ OUTSIDE, INSIDE = "/api/v1/stream/", "/stream/"
 def stream_routes(
     settings: Settings, engine: Engine, drain: Drain, departures: Departures, metrics: GatewayMetrics
 ) -> list[Route]:
-    origins = Origins(settings.server.origins, trust_host=settings.auth.mode != "off")
-    shown = settings, engine, drain, departures, metrics, Renderings(), origins
+    shown = settings, engine, drain, departures, metrics, Renderings()
     return [
         *SseRoutes(*shown, jitter=lambda ms: random.randint(ms * 3 // 4, ms * 5 // 4)).routes(),
         *WebSocketRoutes(*shown).routes(),

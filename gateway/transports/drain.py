@@ -1,7 +1,8 @@
 """The open answers of this process, and how they end when the process must.
 
-`begin` makes new ones be refused; `finish` lets the open ones go on for a while and then ends each at its own moment, spread
-out so that their clients do not all come back at once. An answer ended this way says so, and can be resumed elsewhere.
+`announce` lets readiness fail, so that load balancers send no more; `begin` makes new answers be refused; `finish` lets the open
+ones go on for a while and then ends each at its own moment, spread out so that their clients do not all come back at once. An
+answer ended this way says so, and can be resumed elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ class Drain:
     """`spread(seconds)` picks a moment within so many seconds; tests own it."""
 
     def __init__(self, spread: Callable[[float], float]) -> None:
+        self.leaving = False
+        """Not ready any more, though everything is still answered."""
         self.begun = False
         self.closing = False
         """Whoever is cut off from now on did not leave; the server did."""
@@ -60,8 +63,13 @@ class Drain:
                 raise Draining(_RESUME, retry_after_s=1) from None
             raise
 
+    def announce(self) -> None:
+        """Say that this server goes away soon. Harmless when repeated."""
+        self.leaving = True
+
     def begin(self) -> None:
         """Refuse new answers from now on. Harmless when repeated."""
+        self.announce()
         self.begun = True
 
     async def finish(self, within_s: float, *, spread_s: float = 1.0) -> None:
