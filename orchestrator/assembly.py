@@ -42,6 +42,10 @@ from orchestrator.upstreams.upstream import Upstream
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.worker import Temporal, TemporalAddress
 
+_HAND_OVER_S = 2.0
+"""How long agents may go on once the doors are closed. Their readers were given `drain_s` before; another process continues from
+where they were, as soon as their leases are given back. More would only bring the kill nearer that follows a slow stop."""
+
 
 class Configuration(msgspec.Struct, frozen=True):
     """What an orchestrator needs to know. A backend without an address is embedded, with its data under `data_dir`."""
@@ -138,7 +142,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             task_queue=config.task_queue,
             heartbeat_s=config.heartbeat_s,
             max_agents=config.max_agents,
-            drain_s=config.drain_s,
+            drain_s=min(config.drain_s, _HAND_OVER_S),
         )
         await stack.enter_async_context(temporal.working(parts.temporal_wait_s))
         janitor = Janitor(log, ender, temporal, clock, owner=parts.owner, round_s=config.janitor_s)
