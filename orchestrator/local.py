@@ -44,7 +44,8 @@ from orchestrator.workflows.worker import Temporal
 
 _log = logging.getLogger(__name__)
 
-_WITHDRAW_S = (1.0, 2.0, 4.0, 8.0)
+_WITHDRAW_S = (0.5,) * 120
+"""When to try again to end a refused run. Sooner than the janitor, whose patience begins when the log is back, would start it."""
 
 QUERY_CHARS = 1000
 """How much of what the user asked is kept for listings."""
