@@ -1,9 +1,9 @@
 """Measures Headgate beside the ceiling of its stack, in one go: `make bench`, or `python -m bench.run`.
 
 Chat completions are measured beside the ceiling, and the native doors beside each other. Servers, with all their child
-processes, have one core; the upstream and the load have the other. Targets take turns within
-each scenario, several rounds, and the median counts, so that a busy moment of the machine hits all of them. Prints what was
-promised beside what was measured, and writes everything to `bench/results/`.
+processes, have one core; the upstream and the load have the other. Targets take turns within each scenario, several rounds, and
+the median counts, so that a busy moment of the machine hits all of them. Prints what was promised beside what was measured, and
+writes everything to `bench/results/`.
 
 Linux only (affinity, /proc). The exit code tells whether every promise that was measured is kept.
 """
