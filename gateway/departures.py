@@ -2,8 +2,11 @@
 
 Only the requester's leaving counts; a reader who resumed a stream comes and goes without effect. The policy is the request's own
 or the model's: `cancel`, `continue`, or a number of seconds after which the run is cancelled unless somebody has come back for
-it in this process by then. A cancellation, once due, is carried out even if the server shuts down meanwhile; a grace period that
-a shutdown cuts short leaves the run to go on, because its client may be about to resume it elsewhere.
+it in this process by then. A run with an idempotency key may have several requesters: while anybody in this process reads it,
+the leaving of another cancels nothing.
+
+A cancellation, once due, is carried out even if the server shuts down meanwhile; a grace period that a shutdown cuts short leaves
+the run to go on, because its client may be about to resume it elsewhere.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.drain import Drain
-from orchestrator.engine import Engine, Submission
+from orchestrator.engine import DEPARTED, Engine, Submission
 from orchestrator.errors import HeadgateError, RunFailed, Unavailable
 from orchestrator.runs import Principal, Run
 
@@ -58,8 +61,11 @@ class Departures:
         The submission itself is never broken off halfway: a client that leaves during it leaves a run behind.
         """
         submitting = self._own(self._engine.submit(principal, submission))
+        shared = submission.idempotency is not None
         try:
-            yield await asyncio.shield(submitting)
+            run = await asyncio.shield(submitting)
+            with self.reader(run.id) if shared else nullcontext():
+                yield run
         except RunFailed:
             raise
         except BaseException as why:
@@ -69,12 +75,15 @@ class Departures:
             if gone:
                 self._metrics.departure()
             if not (gone and self._drain.closing):
-                self._own(self._leave(submitting, principal, policy))
+                self._own(self._leave(submitting, principal, policy, shared))
             raise
 
     @contextmanager
     def reader(self, run_id: str) -> Iterator[None]:
-        """Around a resumed stream. A grace period that runs for the run is over, and one that begins meanwhile is met at once."""
+        """Around a resumed stream, or one that several may have asked for.
+
+        A grace period that runs for the run is over, and one that begins meanwhile is met at once.
+        """
         self._readers[run_id] += 1
         if returned := self._graces.get(run_id):
             returned.set()
@@ -91,9 +100,11 @@ class Departures:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _leave(self, submitting: asyncio.Task[Run], principal: Principal, policy: Policy) -> None:
+    async def _leave(self, submitting: asyncio.Task[Run], principal: Principal, policy: Policy, shared: bool) -> None:
         try:
             run = await submitting
+            if shared and run.id in self._readers:
+                return
             if policy == "continue" or (not isinstance(policy, str) and await self._returned(run.id, policy)):
                 return
             await self._cancel(principal, run.id)
@@ -118,7 +129,7 @@ class Departures:
     async def _cancel(self, principal: Principal, run_id: str) -> None:
         for pause_s in (*_RETRY_S, None):
             try:
-                await self._engine.cancel(principal, run_id, "the client disconnected")
+                await self._engine.cancel(principal, run_id, DEPARTED)
             except Unavailable as error:
                 if pause_s is None:
                     log.warning("departure_not_cancelled", workflow_id=run_id, code=error.code)

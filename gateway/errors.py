@@ -12,7 +12,6 @@
     ├── Draining                  503  this replica is going away
     ├── RunInProgress             409  the run has not ended yet; `retry_after_s`
     ├── RunCancelled              409  somebody cancelled the run
-    ├── IdempotencyConflict       409  one key, two bodies
     ├── StreamGap                 410  events are missing, so the stream cannot be true
     ├── OutputReset               502  text that was sent no longer holds
     └── MalformedEvent            500  a publisher's event that a door cannot put into words
@@ -124,14 +123,6 @@ class RunCancelled(HeadgateError):
     status = 409
     type = "invalid_request_error"
     code = "run_cancelled"
-
-
-class IdempotencyConflict(HeadgateError):
-    """This Idempotency-Key was used with a different request. Use a new key for a new request."""
-
-    status = 409
-    type = "invalid_request_error"
-    code = "idempotency_conflict"
 
 
 class StreamGap(HeadgateError):

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 from multidict import CIMultiDict
 
+from gateway.access.idempotency import idempotency
 from gateway.access.keys import KeyRing
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
@@ -61,16 +62,21 @@ def authenticator(keys: KeyRing) -> Authenticator:
     """Metadata are headers, and the same keys open all doors."""
 
     def principal(metadata: Metadata) -> Principal:
-        return keys.principal(CIMultiDict((name, value) for name, value in metadata if isinstance(value, str)))
+        return keys.principal(_headers(metadata))
 
     return principal
+
+
+def _headers(metadata: Metadata) -> CIMultiDict[str]:
+    return CIMultiDict((name, value) for name, value in metadata if isinstance(value, str))
 
 
 def task_rules(choice: ModelChoice, new_session_id: Callable[[], str]) -> TaskRules:
     """Those of `POST /api/v1/tasks`."""
 
-    def submission_of(task: Task) -> Submission:
+    def submission_of(task: Task, principal: Principal, metadata: Metadata) -> Submission:
         body = parse_body(SubmitBody, msgspec.json.encode(task))
-        return submission(body, choice.of(body), body.session_id or new_session_id())
+        begun = submission(body, choice.of(body), body.session_id or new_session_id())
+        return msgspec.structs.replace(begun, idempotency=idempotency(_headers(metadata), principal, body.model_dump()))
 
     return submission_of

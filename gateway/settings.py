@@ -254,6 +254,11 @@ class Runs(Section):
         default=5.0, description="A worker that is silent for so long has lost its run to the next attempt."
     )
     janitor_s: PositiveFloat = Field(default=5.0, description="How often runs without an ending or a start are looked for.")
+    sdk_retries: bool = Field(
+        default=False,
+        description="Automatic retries of the official SDKs, which say so in `x-stainless-retry-count`, get the run of the first "
+        "try, as if they had an Idempotency-Key.",
+    )
 
 
 class Tasks(Section):

@@ -20,6 +20,17 @@ from orchestrator.streamlog.log import BEGINNING, Position
 from orchestrator.upstreams.upstream import ModelCard, Usage
 
 
+class Idempotency(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What makes two submissions of a tenant one: the same `key`. `digest` tells whether they ask for the same.
+
+    `anew`: this one begins a run in any case; later ones with the key are repetitions of it.
+    """
+
+    key: str
+    digest: str
+    anew: bool = False
+
+
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request for a run. `body` is the OpenAI-shaped request as `runs.RunRequest` describes it."""
 
@@ -28,6 +39,11 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     options: ChatOptions = ChatOptions()
     session_id: str | None = None
     metadata: dict[str, Any] | None = None
+    idempotency: Idempotency | None = None
+
+
+DEPARTED = "the client disconnected"
+"""The reason of a cancellation that nobody asked for: the client that wanted the answer has gone."""
 
 
 class Subscription(Protocol):
@@ -161,7 +177,12 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Engine(Protocol):
     async def submit(self, principal: Principal, submission: Submission) -> Run:
-        """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, Unavailable."""
+        """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, Unavailable.
+
+        A repeated submission, by its idempotency key, gets the run that the first one began, from whichever process, unless that
+        run has ended in a failure that a retry can help, or because its client left: then one of the repetitions begins another.
+        Raises IdempotencyKeyReused where it asks for something else.
+        """
 
     async def get(self, principal: Principal, run_id: str) -> Run:
         """Raises RunNotFound."""

@@ -7,6 +7,7 @@
     ├── ModelNotFound             404
     ├── SessionNotFound           404
     ├── RunConflict               409  the run is not in a state that allows this
+    │   └── IdempotencyKeyReused  409  one key, two bodies
     ├── PositionGone              410  the named event is no longer in the log
     ├── Unavailable               503  a backend is away; `retry_after_s`
     ├── LogRefused                     an append the log must not take (see `streamlog.log`)
@@ -116,6 +117,12 @@ class RunConflict(HeadgateError):
     status = 409
     type = "invalid_request_error"
     code = "run_conflict"
+
+
+class IdempotencyKeyReused(RunConflict):
+    """This Idempotency-Key was used with a different request. Use a new key for a new request."""
+
+    code = "idempotency_key_reused"
 
 
 class PositionGone(HeadgateError):

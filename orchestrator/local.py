@@ -35,6 +35,7 @@ from orchestrator.inline import InlineRuns
 from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
 from orchestrator.publishing import Publishing
+from orchestrator.repeats import Repeats
 from orchestrator.runs import ALL_RUNS, Principal, Run, RunFilter, RunRequest, new_run_id
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
@@ -86,6 +87,7 @@ class LocalEngine:
         self._metrics = metrics
         self._clock = clock
         self._random_bytes = random_bytes
+        self._repeats = Repeats(log, records, self._new_run_id)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -100,10 +102,21 @@ class LocalEngine:
 
     async def submit(self, principal: Principal, submission: Submission) -> Run:
         resolved = self._catalog.resolve(submission.model)
+        if submission.idempotency is None:
+            return await self._begin(self._new_run_id(), principal, submission, resolved)
+        return await self._repeats.submit(
+            principal, submission.idempotency, lambda run_id: self._begin(run_id, principal, submission, resolved)
+        )
+
+    def _new_run_id(self) -> str:
+        return new_run_id(int(self._clock.time() * 1000), self._random_bytes)
+
+    async def _begin(self, run_id: str, principal: Principal, submission: Submission, resolved: Resolved) -> Run:
+        """Open and start the run with this id. Raises LogExists."""
         entry = resolved.entry
         now_ms = int(self._clock.time() * 1000)
         run = Run(
-            id=new_run_id(now_ms, self._random_bytes),
+            id=run_id,
             tenant=principal.tenant,
             model=submission.model,
             answers=entry.answers,

@@ -80,6 +80,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it. `query` is the
     beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own worker executes it.
+    `repeated` is only in the answer to a submission: an earlier one with the same idempotency key has begun the run.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline_ms: int | None = None
     started_ms: int | None = None
     ended_ms: int | None = None
+    repeated: bool = False
 
 
 class RunFilter(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from time import monotonic, time
 import msgspec
 from aiohttp import web
 
+from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.keys import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run
@@ -40,13 +41,14 @@ _NAMES = {"X-Workflow-ID": "The run behind the answer: `task-…`."}
 _WHOLE = Reply(200, "The answer, whole or as a stream.", Completion, headers=_NAMES, also=EVENT_STREAM)
 _CREATE = Operation(
     "chat",
-    (_WHOLE,),
+    (_WHOLE._replace(headers=_NAMES | REPLAYED),),
     body=ChatBody,
     headers={
         "X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines.",
         "X-Session-ID": "The session that the run belongs to; `headgate_options.session_id` wins.",
+        **SENT,
     },
-    refusals=(404, 429, 502, 503, 504),
+    refusals=(404, 409, 429, 502, 503, 504),
 )
 _RETRIEVE = Operation(
     "chat",
@@ -67,6 +69,7 @@ class ChatRoutes:
         self._metrics = metrics
         self._max_body_bytes = int(settings.server.max_body_bytes)
         self._stall_timeout_s = settings.streams.stall_timeout_s
+        self._sdk_retries = settings.runs.sdk_retries
         pace = Pace(hold_s=settings.streams.hold_s, keepalive_s=settings.streams.keepalive_s)
         self._live = Pump(pace, monotonic, drain, written=_age_observer(metrics.chunk_age, time))
         self._resumed = Pump(pace, monotonic, drain)
@@ -82,7 +85,8 @@ class ChatRoutes:
         """Ask a model.
 
         The answer is a stream of chunks (`stream: true`) or one JSON object; a failure before the first output is an HTTP error
-        either way. A client that leaves cancels the run, unless the model or `headgate_options.on_disconnect` says otherwise.
+        either way. A client that leaves cancels the run, unless the model or `headgate_options.on_disconnect` says otherwise, or
+        another request with its `Idempotency-Key` is being answered.
         """
         principal = request[PRINCIPAL]
         body = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
@@ -91,11 +95,13 @@ class ChatRoutes:
             stream_ids=request.headers.get("X-Headgate-Stream-Ids") == "true",
             session_id=request.headers.get("X-Session-ID"),
         )
-        entry = self._engine.resolve(asked.submission.model).entry
+        repetition = idempotency(request.headers, principal, asked, sdk_retries=self._sdk_retries)
+        submission = msgspec.structs.replace(asked.submission, idempotency=repetition)
+        entry = self._engine.resolve(submission.model).entry
         policy = entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
         with self._drain.answer():
-            async with self._departures.requester(principal, asked.submission, policy) as run:
-                about_run(request, run.id)
+            async with self._departures.requester(principal, submission, policy) as run:
+                about_run(request, run.id, repeated=run.repeated)
                 async with self._engine.subscribe(principal, run.id) as subscription:
                     if not asked.stream:
                         return await self._whole(subscription, run)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import urlencode
 
+import msgspec
 from aiohttp import web
 
+from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.keys import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run
@@ -36,14 +38,14 @@ from orchestrator.runs import Run, RunFilter
 STREAM = "/api/v1/stream/sse"
 
 _NAMES = {"X-Workflow-ID": "The task's id.", "X-Session-ID": "The session that the task belongs to."}
-_SENT = {"Idempotency-Key": "Accepted. Not yet honoured: a repeated submission is another task."}
-_LINKS = {**_NAMES, "Link": "`<…>; rel=stream`: the same as `stream_url`.", "Location": "The task."}
+_TAKEN = {**_NAMES, **REPLAYED}
+_LINKS = {**_TAKEN, "Link": "`<…>; rel=stream`: the same as `stream_url`.", "Location": "The task."}
 
 _SUBMIT = Operation(
-    "tasks", (Reply(200, "Taken on.", Submitted, headers=_NAMES),), body=SubmitBody, headers=_SENT, refusals=(404, 503)
+    "tasks", (Reply(200, "Taken on.", Submitted, headers=_TAKEN),), body=SubmitBody, headers=SENT, refusals=(404, 409, 503)
 )
 _SUBMIT_STREAM = Operation(
-    "tasks", (Reply(201, "Taken on.", SubmittedStream, headers=_LINKS),), body=SubmitBody, headers=_SENT, refusals=(404, 503)
+    "tasks", (Reply(201, "Taken on.", SubmittedStream, headers=_LINKS),), body=SubmitBody, headers=SENT, refusals=(404, 409, 503)
 )
 _LIST = Operation("tasks", (Reply(200, "A page of tasks.", TaskList),), query=TasksQuery, refusals=(503,))
 _GET = Operation("tasks", (Reply(200, "The task.", Task),))
@@ -62,6 +64,7 @@ class TaskRoutes:
         self._new_session_id = new_session_id
         self._max_body_bytes = int(settings.server.max_body_bytes)
         self._choice = ModelChoice(settings.default_model, settings.tasks.tiers)
+        self._sdk_retries = settings.runs.sdk_retries
 
     def routes(self) -> list[Route]:
         return [
@@ -148,8 +151,11 @@ class TaskRoutes:
 
     async def _submitted(self, request: web.Request) -> Run:
         wanted = await asked(request, SubmitBody, max_bytes=self._max_body_bytes)
-        begun = submission(wanted, self._choice.of(wanted), wanted.session_id or self._new_session_id())
+        begun = msgspec.structs.replace(
+            submission(wanted, self._choice.of(wanted), wanted.session_id or self._new_session_id()),
+            idempotency=idempotency(request.headers, request[PRINCIPAL], wanted.model_dump(), sdk_retries=self._sdk_retries),
+        )
         with self._drain.answer():
             async with self._departures.requester(request[PRINCIPAL], begun, "continue") as run:
-                about_run(request, run.id)
+                about_run(request, run.id, repeated=run.repeated)
                 return run

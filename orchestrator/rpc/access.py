@@ -32,8 +32,9 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: Mapping[str, Any] | None = None
 
 
-TaskRules = Callable[[Task], Submission]
-"""What a task comes down to: its model, its messages, what is recorded of it. Raises InvalidRequest."""
+TaskRules = Callable[[Task, Principal, Metadata], Submission]
+"""What a task comes down to: its model, its messages, what is recorded of it, and, by the call's metadata, what makes it a
+repetition of another. Raises InvalidRequest."""
 
 
 class Drain(Protocol):

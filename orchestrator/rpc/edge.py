@@ -4,7 +4,7 @@ To the wire all methods look alike, so all are registered as streams of bytes. A
 sends is read, the wait for its message has a bound, and what cannot be decoded is its mistake and not ours. A method of a
 servicer is, by what its descriptor says:
 
-    unary            async (principal, request) -> response
+    unary            async (principal, request) -> response, or (principal, request, metadata) where it asks for them
     server stream    async (principal, request, line)
     both             async (principal, line)
 """
@@ -12,6 +12,7 @@ servicer is, by what its descriptor says:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import perf_counter
@@ -57,6 +58,11 @@ class Line:
     def __init__(self, context: Context, stall_timeout_s: float) -> None:
         self._context = context
         self._stall_timeout_s = stall_timeout_s
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the client sent along with the call."""
+        return cast(Metadata, self._context.invocation_metadata() or ())
 
     async def begin(self, metadata: Sequence[tuple[str, str]]) -> None:
         """Send the first metadata now, instead of with the first message. Raises ClientGone."""
@@ -114,12 +120,15 @@ class Edge:
         if method.client_streaming:
             return handler
 
+        asks = "metadata" in inspect.signature(handler).parameters
+
         async def stream(principal: Principal, line: Line) -> None:
             await handler(principal, await _only(line, request_type), line)
 
         async def unary(principal: Principal, line: Line) -> None:
             request = await _only(line, request_type)
-            response = await self._whole(handler(principal, request))
+            more = (line.metadata,) if asks else ()
+            response = await self._whole(handler(principal, request, *more))
             await line.write(response.SerializeToString())
 
         return stream if method.server_streaming else unary
@@ -142,9 +151,10 @@ class Edge:
 
     async def _converse(self, converse: Conversation, context: Context) -> HeadgateError | None:
         try:
-            principal = self._authenticate(cast(Metadata, context.invocation_metadata() or ()))
+            line = Line(context, self._stall_timeout_s)
+            principal = self._authenticate(line.metadata)
             with self._drain.answer():
-                await converse(principal, Line(context, self._stall_timeout_s))
+                await converse(principal, line)
         except HeadgateError as error:
             if isinstance(error, ClientStalled):
                 self._observer.stalled()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from orchestrator.engine import Decision, Details, Engine
 from orchestrator.errors import InvalidRequest
-from orchestrator.rpc.access import Task, TaskRules
+from orchestrator.rpc.access import Metadata, Task, TaskRules
 from orchestrator.rpc.status import NotOffered
 from orchestrator.rpc.translate import STATE_OF, STATUS_OF, instant, instant_of, plain, struct_of
 from orchestrator.runs import Principal, Run, RunFilter, RunState
@@ -23,7 +23,7 @@ class OrchestratorService:
         self._rules = rules
         self._clock = clock
 
-    async def SubmitTask(self, principal: Principal, request: pb.SubmitTaskRequest) -> pb.SubmitTaskResponse:
+    async def SubmitTask(self, principal: Principal, request: pb.SubmitTaskRequest, metadata: Metadata) -> pb.SubmitTaskResponse:
         if request.require_approval:
             raise NotOffered("Where a human has to agree is written in the model's plan, not in the request.")
         about = request.metadata
@@ -34,8 +34,9 @@ class OrchestratorService:
             context=plain(request.context) if request.HasField("context") else None,
             metadata=_recorded(about) or None,
         )
-        run = await self._engine.submit(principal, self._rules(task))
-        return pb.SubmitTaskResponse(workflow_id=run.id, task_id=run.id, status=STATUS_CODE_OK, message="The task was submitted.")
+        run = await self._engine.submit(principal, self._rules(task, principal, metadata))
+        said = "The task had been submitted before." if run.repeated else "The task was submitted."
+        return pb.SubmitTaskResponse(workflow_id=run.id, task_id=run.id, status=STATUS_CODE_OK, message=said)
 
     async def GetTaskStatus(self, principal: Principal, request: pb.GetTaskStatusRequest) -> pb.GetTaskStatusResponse:
         details = await self._engine.details(principal, request.task_id)

@@ -53,8 +53,11 @@ class Fanout:
     def hold(self, run_id: str, tenant: str) -> None:
         """A tenant's run is about to be opened here: keep its events from the first one on, so that its reader needs no replay.
 
-        Another process's events are watched for only if no writer starts here first, which is the usual case.
+        Another process's events are watched for only if no writer starts here first, which is the usual case. A run that is held
+        already stays so: several callers with one idempotency key may try to open it at once, and one of them reads it already.
         """
+        if run_id in self._channels:
+            return
         channel = self._channels[run_id] = Channel(run_id, self._ring_bytes, seq=0, ms=0, tenant=tenant)
         loop = asyncio.get_running_loop()
         channel.watching = loop.call_later(self._watch_delay_s, self._watch, channel)

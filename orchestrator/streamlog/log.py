@@ -135,6 +135,17 @@ class Claim(msgspec.Struct, frozen=True):
     tail_seq: int
 
 
+class Reservation(msgspec.Struct, frozen=True):
+    """Which run a name stands for, and the digest of what was asked of it. It says nothing of whether the run exists."""
+
+    run_id: str
+    digest: str
+
+
+ANY_RUN = "*"
+"""In `Log.reserve`: take the name from whichever run has it."""
+
+
 class Batch(msgspec.Struct, frozen=True):
     """Entries that entered a run's log together, and the event before them (`prev_seq` 0: none)."""
 
@@ -163,6 +174,16 @@ class Log(Protocol):
 
         `events`, here and in `append`, are the decoded bodies if the caller has them, so that local readers need not decode.
         """
+
+    async def reserve(self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "") -> Reservation:
+        """Give a tenant's name to a run that may be opened, unless another run has it already; answers which run has it now.
+
+        One step: of many callers one gets what it wanted. `instead_of` is a run that is to lose the name, if it still has it.
+        A name is remembered for as long as a log is kept, counted from here, so a log that was opened after it outlives it.
+        """
+
+    async def remember(self, tenant: str, name: str) -> None:
+        """Count a name's time anew. Only for a run that goes on: its log must not expire before the name does."""
 
     async def append(
         self,

@@ -15,7 +15,17 @@ from typing import Literal
 
 from orchestrator.events import Entry, Event
 from orchestrator.runs import Run, RunRequest, RunState
-from orchestrator.streamlog.log import Appended, Batch, Claim, Listener, LogExists, LogMissing, Tail
+from orchestrator.streamlog.log import (
+    ANY_RUN,
+    Appended,
+    Batch,
+    Claim,
+    Listener,
+    LogExists,
+    LogMissing,
+    Reservation,
+    Tail,
+)
 from orchestrator.streamlog.record import Append, Record
 
 Checkpoint = Callable[[str, Literal["sent", "answered"]], Awaitable[None]]
@@ -32,9 +42,10 @@ class MemoryStore:
         self.archive: dict[str, None] = {}
         self.approvals: dict[tuple[str, str, str], bytes] = {}
         self.leases: dict[str, tuple[str, int]] = {}
+        self.reservations: dict[tuple[str, str], tuple[Reservation, int]] = {}
         self.max_events = max_events
+        self.retention_ms = retention_ms
         self._clock = clock
-        self._retention_ms = retention_ms
 
     def now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -42,7 +53,7 @@ class MemoryStore:
     def record(self, run_id: str) -> Record | None:
         """The run's log, unless it has expired."""
         record = self.records.get(run_id)
-        if record is not None and record.touched_ms + self._retention_ms <= self.now_ms():
+        if record is not None and record.touched_ms + self.retention_ms <= self.now_ms():
             del self.records[run_id]
             return None
         return record
@@ -97,6 +108,23 @@ class MemoryLog:
         await store.at("open", "answered")
         self._hand_on(run.id, appended, 0, bodies, events, local=True)
         return appended
+
+    async def reserve(self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "") -> Reservation:
+        store = self._store
+        await store.at("reserve", "sent")
+        held, until_ms = store.reservations.get((tenant, name), (wanted, 0))
+        if until_ms <= store.now_ms() or instead_of in (ANY_RUN, held.run_id):
+            held = wanted
+            store.reservations[tenant, name] = wanted, store.now_ms() + store.retention_ms
+        await store.at("reserve", "answered")
+        return held
+
+    async def remember(self, tenant: str, name: str) -> None:
+        store = self._store
+        await store.at("remember", "sent")
+        held, until_ms = store.reservations.get((tenant, name), (None, 0))
+        if held is not None and until_ms > store.now_ms():
+            store.reservations[tenant, name] = held, store.now_ms() + store.retention_ms
 
     async def append(
         self,

@@ -43,6 +43,7 @@ from orchestrator.streamlog.log import (
     LogExists,
     LogMissing,
     LogUnavailable,
+    Reservation,
     Tail,
 )
 from orchestrator.streamlog.notices import Notices, decode_batch
@@ -142,6 +143,16 @@ class RedisLog:
         except TimeoutError:
             raise LogUnavailable(retry_after_s=1.0) from None
         return appended
+
+    async def reserve(self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "") -> Reservation:
+        try:
+            async with asyncio.timeout(self._admission_s):
+                return await self._registry.reserve(tenant, name, wanted, instead_of)
+        except TimeoutError:
+            raise LogUnavailable(retry_after_s=1.0) from None
+
+    async def remember(self, tenant: str, name: str) -> None:
+        await self._registry.remember(tenant, name)
 
     async def append(
         self,

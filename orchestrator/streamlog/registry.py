@@ -1,4 +1,4 @@
-"""Which runs there are: a tenant's, the unfinished ones, those that wait for the archive. And named leases.
+"""Which runs there are: a tenant's, the unfinished ones, those that wait for the archive. And named runs and leases.
 
 These keys concern all runs and so live apart from any run's own. They are written around the log's atomic steps in an order that
 leaves a run in `active` when a process dies in between; the janitor settles it.
@@ -6,6 +6,7 @@ leaves a run in `active` when a process dies in between; the janitor settles it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from orchestrator.runs import Run, RunState
 from orchestrator.streamlog.connection import Connection
+from orchestrator.streamlog.log import Reservation
 from orchestrator.streamlog.scripts import load
 from orchestrator.streamlog.wire import Command
 
@@ -46,7 +48,7 @@ class Registry:
         self._active = f"{prefix}:active".encode()
         self._archive = f"{prefix}:archive".encode()
         self._retention_ms = retention_ms
-        self._take = load("take")
+        self._take, self._reserve = load("take"), load("reserve")
 
     def entering(self, run: Run) -> list[Command]:
         """Sent ahead of the creation of a run's log, so that no unfinished run is ever missing from `active`."""
@@ -110,11 +112,23 @@ class Registry:
         key = f"{self._prefix}:lease:{name}".encode()
         return bool(await self._connection.run(self._take, [key], [owner, ttl_ms]))
 
+    async def reserve(self, tenant: str, name: str, wanted: Reservation, instead_of: str) -> Reservation:
+        args = (wanted.run_id, wanted.digest, self._retention_ms, instead_of)
+        run_id, digest = await self._connection.run(self._reserve, [self._reservation(tenant, name)], args)
+        return Reservation(run_id.decode(), digest.decode())
+
+    async def remember(self, tenant: str, name: str) -> None:
+        await self._connection.call((b"PEXPIRE", self._reservation(tenant, name), self._retention_ms))
+
     def meta(self, run_id: str) -> bytes:
         return f"{self._prefix}:{{{run_id}}}:meta".encode()
 
     def _approvals(self, tenant: str) -> bytes:
         return f"{self._prefix}:approvals:{tenant}".encode()
+
+    def _reservation(self, tenant: str, name: str) -> bytes:
+        """Names are clients' words of any length, so it is their digest that becomes part of a key."""
+        return f"{self._prefix}:idem:{tenant}:{hashlib.sha256(name.encode()).hexdigest()}".encode()
 
     def _tenant(self, tenant: str) -> bytes:
         return f"{self._prefix}:runs:{tenant}".encode()

@@ -120,7 +120,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("sever: {port: 1}", ["unknown key 'sever' (did you mean 'server'?)"]),
     ("server: {port: 80800}", ["server.port: should be less than or equal to 65535"]),
     ("server: {prot: 1}", ["server: unknown key 'prot' (did you mean 'port'?)"]),
-    ("runs: {xyzzy: 1}", ["runs: unknown key 'xyzzy' (known: heartbeat_s, janitor_s)"]),
+    ("runs: {xyzzy: 1}", ["runs: unknown key 'xyzzy' (known: heartbeat_s, janitor_s, sdk_retries)"]),
     ("server: {origins: [app.example.com]}", [
         "server.origins.0: should be '*', or scheme and host as in https://app.example.com: browsers send no path",
     ]),
