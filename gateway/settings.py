@@ -274,12 +274,12 @@ class Logging(Section):
     """What the process says about itself on standard error. Prompts and answers are not in it."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Format = Field(default="auto", description="text, json (one object per line), or auto: text on a terminal.")
 
 
 class Settings(Section):
     """Everything that can be configured."""
 
-    format: Format = Field(default="auto", description="text, json (one object per line), or auto: text on a terminal.")
     role: Literal["all", "gateway", "orchestrator"] = Field(default="all", description="What this process is.")
     server: Server = Server()
     orchestrator: Orchestrator = Orchestrator()
