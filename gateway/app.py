@@ -69,7 +69,8 @@ async def serve(
     progress: Callable[[str], None],
     reuse_port: bool = False,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered, `progress` a line per backend.
+    """Serve until SIGTERM or SIGINT. `announce` is given the URL once requests are answered, `progress` a line for people
+    whenever something takes its time.
 
     `reuse_port`: other processes listen on the same port.
     """
@@ -101,6 +102,7 @@ async def serve(
         await stop.wait()
         drain.announce()
         log.info("draining", open_answers=drain.open_answers)
+        progress(stopping(drain.open_answers, settings.server))
         await asyncio.sleep(settings.server.drain_notice_s)
         if rpc is not None:
             await rpc.leave()
@@ -210,6 +212,14 @@ def ticket_secret(auth: Auth) -> bytes:
     if auth.ticket_secret is not None:
         return auth.ticket_secret.get_secret_value().encode()
     return derived_secret(key.key.get_secret_value() for key in auth.keys)
+
+
+def stopping(open_answers: int, server: Server) -> str:
+    """What whoever pressed Ctrl-C is waiting for."""
+    if not open_answers:
+        return "Stopping ..."
+    open_ones = "1 answer is" if open_answers == 1 else f"{open_answers} answers are"
+    return f"Stopping: {open_ones} open and may go on for {server.drain_notice_s + server.drain_s:g} s. Again ends at once."
 
 
 def new_request_id() -> str:

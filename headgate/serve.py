@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from argparse import Namespace
@@ -15,7 +16,8 @@ from gateway.observe import logs
 from gateway.settings import Settings, load
 from gateway.settings_layers import Override
 from headgate.terminal import BOLD, note, styled
-from headgate.workers import supervise
+from headgate.workers import held, supervise
+from orchestrator.errors import HeadgateError
 
 _FLAGS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "host": (("server", "host"), ("orchestrator", "host")),
@@ -41,6 +43,7 @@ def serve(arguments: Namespace) -> None:
     if arguments.worker:
         uvloop.run(app.serve(settings, announce=_announce, progress=lambda _: None, reuse_port=True))
         return
+    _can_listen(settings)
     note(starting(settings))
 
     def welcoming(url: str) -> None:
@@ -50,6 +53,31 @@ def serve(arguments: Namespace) -> None:
         uvloop.run(supervise(settings, _flags_of_workers(arguments), announce=welcoming, progress=note))
     else:
         uvloop.run(app.serve(settings, announce=welcoming, progress=note))
+
+
+class CannotListen(HeadgateError):
+    """The address cannot be listened on."""
+
+    code = "cannot_listen"
+
+
+def _can_listen(settings: Settings) -> None:
+    """Whoever has chosen a port that is taken hears of it before databases are started. Raises CannotListen."""
+    server, grpc, inside = settings.server, settings.grpc, settings.orchestrator
+    doors = [("--port", server.host, server.port)]
+    if settings.role == "orchestrator":
+        doors = [("--port", inside.host, inside.port)]
+    elif grpc.enabled and grpc.port is not None:
+        doors.append(("grpc.port", grpc.host or server.host, grpc.port))
+    for choice, host, port in doors:
+        try:
+            with held(host, port):
+                pass
+        except OSError as error:
+            why, what = error.strerror or error, "another address with --host"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                what = f"another port with {choice} (0 is a free one)"
+            raise CannotListen(f"Cannot listen on {host}:{port}: {why}. Choose {what}.") from None
 
 
 def _announce(text: str) -> None:
@@ -94,8 +122,13 @@ def welcome(url: str, settings: Settings) -> str:
     python = _interpreter()
     keyed = settings.auth.mode == "keys"
     text = _KEYED if keyed else _OPEN
-    examples = text.format(url=url, model=model, python=python, headgate=python.with_name("headgate"))
+    examples = text.format(url=_from_here(url), model=model, python=python, headgate=python.with_name("headgate"))
     return styled(f"Headgate listens on {url}. Try, in another terminal:", BOLD, sys.stdout) + "\n\n" + examples
+
+
+def _from_here(url: str) -> str:
+    """An address that a client can use, also where the server listens on all of them."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _interpreter() -> Path:

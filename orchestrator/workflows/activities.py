@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 from temporalio import activity
 from temporalio.client import WorkflowExecutionStatus
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
 from orchestrator import endings
 from orchestrator.agents.desk import Desk
-from orchestrator.agents.job import Job, Stop
+from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.ender import Ender
 from orchestrator.errors import Failure
 from orchestrator.events import EventType
@@ -71,6 +71,8 @@ class Activities:
             raise ApplicationError(error.message, type=error.code) from error
 
     async def _asked(self, run_id: str, beat: Callable[[], None]) -> tuple[Run | None, RunRequest | None]:
+        except Interrupted as error:  # what ends a process in order is not worth a traceback in its log
+            raise ApplicationError(error.message, type=error.code, category=ApplicationErrorCategory.BENIGN) from error
         """The run and its request, however long the log is away: an outage is no failure of an attempt."""
         while True:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -72,3 +73,20 @@ async def test_a_mistake_in_the_configuration_stops_it(tmp_path: Path) -> None:
         "headgate: the configuration is not valid:\n"
         f"  {file}: server: unknown key 'prot' (did you mean 'port'?)\n"
     )  # fmt: skip
+
+
+async def test_a_port_that_is_taken_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    """Databases were started first, and then came a line of errno."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "headgate", "serve", "--port", str(port), "--data", str(tmp_path / "data")),
+            stdout=-1,
+            stderr=-1,
+        )
+        out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert err.decode() == (
+        f"headgate: Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port with --port (0 is a free one).\n"
+    )
+    assert not (tmp_path / "data").exists()
