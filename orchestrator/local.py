@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coro
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+from orchestrator import trace
 from orchestrator.catalog import Catalog, Resolved
 from orchestrator.clock import Clock
 from orchestrator.control import Control
@@ -134,6 +135,7 @@ class LocalEngine:
             plan={} if entry.plan is None else entry.plan.model_dump(mode="json"),
             body=submission.body,
             workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
+            trace=trace.current(),
         )
         if entry.workflow is not None:
             workflow_input(run, submission.body, entry.workflow.input)  # one that is too large must not leave half a run

@@ -16,6 +16,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from orchestrator import trace
 from orchestrator.errors import HeadgateError, Unavailable
 from orchestrator.http.refusal import unpack
 from orchestrator.runs import Principal
@@ -106,7 +107,8 @@ class Peers:
     def headers(self, method: str, target: str, principal: Principal, only_run: str | None = None) -> dict[str, str]:
         """What makes a request one of ours. `target`: the path and the query, as they will travel."""
         request_id = self._request_id()
-        return {HEADER: self._signer.sign(method, target, principal, request_id, only_run), "x-request-id": request_id}
+        signed = self._signer.sign(method, target, principal, request_id, only_run)
+        return {HEADER: signed, "x-request-id": request_id, **trace.carried()}
 
     async def call(self, path: str, principal: Principal, message: bytes, *, repeatable: bool) -> bytes:
         """The answer to a call. Raises what the orchestrator raised; OrchestratorAway."""

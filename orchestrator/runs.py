@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import Failure
+from orchestrator.trace import Trace
 
 
 class RunState(StrEnum):
@@ -65,7 +66,7 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     `body` is the OpenAI-shaped request (messages, tools, parameters …) without `model`, `stream`, `stream_options` and
     `headgate_options`. `plan` is the validated plan as plain data: a run keeps the plan that it started with.
     `upstream_model` is the model's name at the upstream, unless a step of the plan sets one. `workflow` is how a user's own
-    worker is asked to run it, in which case there is no plan.
+    worker is asked to run it, in which case there is no plan. `trace`: that of the request, for its upstream calls.
     """
 
     model: str
@@ -73,6 +74,7 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     plan: dict[str, Any]
     body: dict[str, Any]
     workflow: dict[str, Any] | None = None
+    trace: Trace | None = None
 
 
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from orchestrator import trace
 from orchestrator.upstreams.chunks import AnswerReader
 from orchestrator.upstreams.config import OpenAIConfig
 from orchestrator.upstreams.eventstream import EventStreamReader
@@ -85,7 +86,7 @@ class OpenAIUpstream:
             async with self._session.post(
                 self._config.base_url + "/chat/completions",
                 data=self._request(call),
-                headers=self._headers,
+                headers={**self._headers, **trace.carried()},
                 allow_redirects=False,
                 timeout=timeout,
                 read_bufsize=READ_BUFFER_BYTES,

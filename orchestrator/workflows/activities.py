@@ -15,7 +15,7 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from orchestrator import endings
+from orchestrator import endings, trace
 from orchestrator.agents.desk import Desk
 from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.ender import Ender
@@ -64,7 +64,9 @@ class Activities:
             lease_ms=round(job.heartbeat_s * 1000),
         )
         try:
-            return _encoded(await _see_through(asyncio.create_task(self._desk.work(work, beat=beat, cancelled=_why))))
+            with trace.inside(request.trace):
+                working = asyncio.create_task(self._desk.work(work, beat=beat, cancelled=_why))
+            return _encoded(await _see_through(working))
         except Fenced as error:
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
         except AppendSkipped as error:
