@@ -171,10 +171,16 @@ class Auth(Section):
     keys: tuple[Key, ...] = ()
 
 
+def _host_and_port(text: str) -> str:
+    if not re.fullmatch(r"[^\s/]+:\d{1,5}", text):
+        raise ValueError("should be 'embedded' or host:port")
+    return text
+
+
 class TemporalAddress(Section):
     """A Temporal server somewhere else."""
 
-    address: str = Field(pattern=r"^[^\s/]+:\d{1,5}$", description="host:port")
+    address: Annotated[str, AfterValidator(_host_and_port)] = Field(description="host:port")
     namespace: str = "default"
     tls: bool = False
     api_key: SecretStr | None = None
@@ -287,7 +293,7 @@ class Settings(Section):
     data_dir: Path = Field(default=Path(".headgate"), description="Where embedded backends keep their data.")
     auth: Auth = Auth()
     backends: Backends = Backends()
-    upstreams: dict[str, UpstreamConfig] = Field(min_length=1)
+    upstreams: dict[str, UpstreamConfig] = {}
     models: dict[str, ModelEntry] = Field(min_length=1)
     log: LogSettings = LogSettings()
     streams: Streams = Streams()
@@ -304,7 +310,7 @@ class Settings(Section):
     @model_validator(mode="before")
     @classmethod
     def _demo(cls, data: Any) -> Any:
-        """Whoever names neither upstreams nor models gets the demo; whoever names one must name the other."""
+        """Whoever names neither upstreams nor models gets the demo."""
         if isinstance(data, dict) and not DEMO.keys() & data.keys():
             return {**DEMO, **data}
         return data
@@ -396,7 +402,7 @@ def load(file: Path | None = None, *, flags: Sequence[Override] = (), environ: M
         try:
             data = interpolate(parse_yaml(file.read_text("utf-8"), origin), environ, origin)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{origin}: cannot be read: {error}"]) from error
+            raise ConfigError([f"{origin}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
     overrides = [*from_environment(environ, Settings.model_fields), *flags]
     data = overlay(data, overrides)
     try:

@@ -48,9 +48,23 @@ def explain(
     lines: dict[str, None] = {}  # a set that keeps its order: members of a union may say the same thing twice
     for details in error.errors(include_url=False, include_input=False):
         for path, text in _problems(details, data, schema):
+            origin = source(path)
             shown = path[:-1] if details["type"] == "extra_forbidden" else path
-            lines[": ".join(part for part in (source(path), ".".join(shown), text) if part)] = None
+            if origin.startswith("--"):  # says it all, also where one flag sets several values
+                shown = ()
+            lines[": ".join(part for part in (origin, ".".join(shown), text) if part)] = None
     return list(lines)
+
+
+_PLAIN: Mapping[str, str] = {
+    "bool_parsing": "should be true or false",
+    "int_parsing": "should be a whole number",
+    "float_parsing": "should be a number",
+    "byte_size": "should be a size such as 65536 or 64KiB",
+    "byte_size_unit": "should be a size such as 65536 or 64KiB",
+    "tuple_type": "should be a list",
+}
+"""Where pydantic speaks of Python."""
 
 
 def _problems(details: ErrorDetails, data: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Problem]:
@@ -68,8 +82,8 @@ def _problems(details: ErrorDetails, data: Mapping[str, Any], schema: Mapping[st
             text = f"needs {context['discriminator']}"
         case "union_tag_invalid":
             text = f"{context['discriminator']} should be one of {context['expected_tags']}"
-        case _:
-            text = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        case kind:
+            text = _PLAIN.get(kind) or details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     yield tuple(path), text
 
 

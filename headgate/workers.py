@@ -127,10 +127,17 @@ async def supervise(
             port = ports.enter_context(held(address.host, address.port))
             command = [sys.executable, "-m", "headgate", "serve", "--worker", *flags, "--port", str(port)]
             workers = [Worker(number, command, environ) for number in range(1, settings.server.workers + 1)]
-            await _run(workers, stop, announce, settings.server.drain_s + _LAST_WORDS_S)
+            drain_s = settings.server.drain_notice_s + settings.server.drain_s
+            await _run(workers, stop, announce, progress, drain_s + _LAST_WORDS_S)
 
 
-async def _run(workers: Sequence[Worker], stop: asyncio.Event, announce: Callable[[str], None], stop_s: float) -> None:
+async def _run(
+    workers: Sequence[Worker],
+    stop: asyncio.Event,
+    announce: Callable[[str], None],
+    progress: Callable[[str], None],
+    stop_s: float,
+) -> None:
     keepers: list[asyncio.Task[None]] = []
     stopped = asyncio.create_task(stop.wait())
     starting = asyncio.gather(*(worker.start() for worker in workers))
@@ -141,6 +148,7 @@ async def _run(workers: Sequence[Worker], stop: asyncio.Event, announce: Callabl
             keepers = [asyncio.create_task(worker.keep()) for worker in workers]
             await asyncio.wait((stopped, *keepers), return_when=asyncio.FIRST_COMPLETED)
     finally:
+        progress("Stopping ...")
         starting.cancel()
         for task in (stopped, *keepers):
             task.cancel()

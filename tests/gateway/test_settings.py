@@ -115,6 +115,12 @@ data_dir: ${HOME}/${DIR:-head gate}/${EMPTY}/${EMPTY:-full}/$${HOME}/$5
         file = write(tmp_path, "upstreams: {mine: {kind: scripted}}\n")
         assert mistakes(file) == ["config.yaml: models: is missing"]
 
+    def test_whoever_only_starts_workflows_needs_no_upstream(self, tmp_path: Path) -> None:
+        """The how-to names a model and nothing else, and was told that `upstreams` is missing."""
+        file = write(tmp_path, "models: {haiku: {workflow: {type: Haiku, task_queue: poets}}}\n")
+        settings = load(file, environ={})
+        assert (list(settings.models), settings.upstreams) == (["haiku"], {})
+
 
 MISTAKES: list[tuple[str, list[str]]] = [
     ("sever: {port: 1}", ["unknown key 'sever' (did you mean 'server'?)"]),
@@ -128,6 +134,10 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "backends.temporal.address: is missing",
         "backends.temporal: unknown key 'adress' (did you mean 'address'?)",
     ]),
+    ("backends: {temporal: '127.0.0.1'}", ["backends.temporal: should be 'embedded' or host:port"]),
+    ("server: {max_body_bytes: lots}", ["server.max_body_bytes: should be a size such as 65536 or 64KiB"]),
+    ("auth: {keys: ''}", ["auth.keys: should be a list"]),
+    ("models: {m: {plan: {agent: {upstream: mine}}}}", ["models.m.plan.agent.upstream: there is no upstream 'mine'"]),
     ("backends: {redis: 'http://x'}", [
         "backends.redis: should be 'embedded' or an address that begins with redis:// or rediss:// or unix://",
     ]),
@@ -182,18 +192,18 @@ class TestMistakes:
         assert mistakes(write(tmp_path, text)) == [line]
 
     def test_a_missing_file(self, tmp_path: Path) -> None:
-        assert mistakes(tmp_path / "config.yaml")[0].startswith("config.yaml: cannot be read: [Errno 2] No such file")
+        assert mistakes(tmp_path / "config.yaml")[0] == "config.yaml: cannot be read: No such file or directory"
 
     def test_names_the_variable_or_flag_that_made_it(self) -> None:
         assert mistakes(None, {"HEADGATE_SERVER__PORT": "many", "HEADGATE_AUTH__MOD": "off"}) == [
-            "HEADGATE_SERVER__PORT: server.port: should be a valid integer, unable to parse string as an integer",
+            "HEADGATE_SERVER__PORT: server.port: should be a whole number",
             "HEADGATE_AUTH__MOD: auth: unknown key 'mod' (did you mean 'mode'?)",
         ]
         assert mistakes(None, {"HEADGATE_SEVER__PORT": "1"}) == [
             "HEADGATE_SEVER__PORT: there is no section 'sever' (did you mean 'server'?)"
         ]
         assert mistakes(None, {}, Override(("server", "port"), 70000, "--port")) == [
-            "--port: server.port: should be less than or equal to 65535"
+            "--port: should be less than or equal to 65535"
         ]
 
     def test_grpc_listens_where_the_server_does_and_its_host_counts_too(self) -> None:

@@ -87,6 +87,7 @@ async def test_a_port_that_is_taken_is_told_before_anything_is_started(tmp_path:
         out, err = await process.communicate()
     assert (process.returncode, out) == (1, b"")
     assert err.decode() == (
-        f"headgate: Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port with --port (0 is a free one).\n"
+        f"headgate: Cannot listen on 127.0.0.1:{port}: Address already in use. "
+        "Choose another port with --port (0 is a free one).\n"
     )
     assert not (tmp_path / "data").exists()
