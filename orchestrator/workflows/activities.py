@@ -71,10 +71,10 @@ class Activities:
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
         except AppendSkipped as error:
             raise ApplicationError(error.message, type=error.code) from error
-
-    async def _asked(self, run_id: str, beat: Callable[[], None]) -> tuple[Run | None, RunRequest | None]:
         except Interrupted as error:  # what ends a process in order is not worth a traceback in its log
             raise ApplicationError(error.message, type=error.code, category=ApplicationErrorCategory.BENIGN) from error
+
+    async def _asked(self, run_id: str, beat: Callable[[], None]) -> tuple[Run | None, RunRequest | None]:
         """The run and its request, however long the log is away: an outage is no failure of an attempt."""
         while True:
             try:
