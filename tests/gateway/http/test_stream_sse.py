@@ -329,15 +329,3 @@ async def test_many_readers_of_one_run_each_get_all_of_it(server: Any, stage: St
     entries = await stage.entries()
     expected = [frames(stage.id, entries[number % 7 :]) for number in range(40)]
     assert await asyncio.gather(*readers) == expected
-
-
-# Pages of other origins
-
-
-@pytest.mark.parametrize(("origin", "allowed"), [("https://app.example.com", True), ("https://evil.example.com", False)])
-async def test_a_page_of_another_origin_may_read_if_it_is_listed(serve: Any, engine: Any, origin: str, allowed: bool) -> None:
-    server = await serve(settings(server={"origins": ["https://app.example.com"]}), engine)
-    run = await finished(server, engine)
-    answer = await server.ask("GET", f"{SSE}?workflow_id={run.id}", headers=bearer(Origin=origin))
-    assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
-    assert answer.headers["vary"] == "Origin"
