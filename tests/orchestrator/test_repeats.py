@@ -56,15 +56,29 @@ async def test_two_hundred_callers_in_two_processes_are_one_run(shared: Shared, 
     assert len(shared.store.records) == 1
 
 
-async def test_a_reader_that_came_first_keeps_its_place_while_others_try_to_open_its_run(here: Process) -> None:
-    """Every opener prepared the fan-out for a run of its own, and so took the events from under the readers of the first."""
-    first = await submit(here, asked('say "one"; hang'))
-    async with here.engine.subscribe(ACME, first.id) as subscription:
+async def test_a_slow_first_caller_does_not_take_the_events_from_under_a_reader(shared: Shared, here: Process) -> None:
+    """Whoever opens a run prepares the fan-out for it. The first caller did so when the second was reading the run already, and
+    that reader was left with a channel that nobody fed any more."""
+    first_reserved, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(operation: str, point: str) -> None:
+        if (operation, point) == ("reserve", "answered") and not first_reserved.is_set():
+            first_reserved.set()
+            await go_on.wait()
+
+    shared.store.checkpoint = slow
+    first = asyncio.create_task(submit(here, asked('say "one"; hang')))
+    await first_reserved.wait()
+    second = await submit(here, asked('say "one"; hang'))
+    async with here.engine.subscribe(ACME, second.id) as subscription:
         seen = [item.seq for item in await subscription.next(5.0) if isinstance(item, Entry)]
-        await asyncio.gather(*(submit(here, asked('say "one"; hang')) for _ in range(20)))
-        await here.engine.cancel(ACME, first.id)
+        go_on.set()
+        assert (await first).repeated
+        await here.engine.cancel(ACME, second.id)
         while not subscription.ended:
-            seen += [item.seq for item in await subscription.next(5.0) if isinstance(item, Entry)]
+            items = await subscription.next(2.0)
+            assert items
+            seen += [item.seq for item in items if isinstance(item, Entry)]
     assert seen == list(range(1, len(seen) + 1))
 
 

@@ -146,10 +146,11 @@ class Client:
         self._http = http
         self._readings: list[Reading] = []
 
-    def ask(self, url: str, model: str, script: str, **body: Any) -> Reading:
-        """A stream of this script."""
+    def ask(self, url: str, model: str, script: str, *, key: str | None = None, **body: Any) -> Reading:
+        """A stream of this script. `key` makes it a repetition of others."""
         asked = {"model": model, "stream": True, "messages": [{"role": "user", "content": MARKER + script}], **body}
-        return self._start(self._http.post(f"{url}/v1/chat/completions", json=asked))
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return self._start(self._http.post(f"{url}/v1/chat/completions", json=asked, headers=headers))
 
     def resume(self, url: str, run_id: str, after: int = 0) -> Reading:
         """A run's stream again, after so many chunks."""
