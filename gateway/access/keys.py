@@ -41,7 +41,7 @@ class KeyRing(Protocol):
 class Open:
     """`auth.mode: off`: everybody is the one tenant. Settings refuse it unless the server is bound to loopback."""
 
-    _everybody = Principal(tenant="default", key_id="off")
+    _everybody = Principal(tenant="default", key_id="anonymous")
 
     def principal(self, headers: MultiMapping[str]) -> Principal:
         return self._everybody

@@ -46,7 +46,7 @@ class TaskControlRoutes:
         Its model's connection is closed and its events end with `WORKFLOW_CANCELLED`. Cancelling twice is cancelling once; a
         task that has ended in another way is a 409 that says how.
         """
-        return await self._ask(request, self._engine.cancel, "The task is being cancelled.")
+        return await self._ask(request, self._engine.cancel, "The task is being cancelled.", "The task has been cancelled.")
 
     async def pause(self, request: web.Request) -> web.Response:
         """Pause a task.
@@ -70,9 +70,10 @@ class TaskControlRoutes:
         about_run(request, named)
         return answer(control(state))
 
-    async def _ask(self, request: web.Request, ask: Ask, message: str) -> web.Response:
+    async def _ask(self, request: web.Request, ask: Ask, message: str, done: str | None = None) -> web.Response:
         named = run_id(request)
         wanted = await asked(request, ReasonBody, max_bytes=self._max_body_bytes, required=False)
         run = await ask(request[PRINCIPAL], named, wanted.reason)
         about_run(request, run.id)
-        return answer(Accepted(success=True, message=message, task_id=run.id), status=202)
+        said = done if done is not None and run.state.ended else message
+        return answer(Accepted(success=True, message=said, task_id=run.id), status=202)

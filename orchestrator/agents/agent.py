@@ -126,7 +126,7 @@ class Agent:
         self._usage = past.usage
         if past.attempts == 0:
             self._emit(EventType.AGENT_STARTED, state=RunState.RUNNING)
-        else:
+        elif not past.resumed:
             self._metrics.takeover()
             await self._report_lost(past.unreported)
             self._emit(EventType.AGENT_RETRYING, payload={"attempt": self._job.attempt, "error": "worker_lost", "delay_s": 0})

@@ -23,7 +23,8 @@ class Past(msgspec.Struct, frozen=True):
     """What one agent has said in a run so far.
 
     `attempts` is how often it started; `output` says that its last call completed. `usage` is what its calls reported, and
-    `unreported` what it said in a call that was lost before it could.
+    `unreported` what it said in a call that was lost before it could. `resumed`: it broke off because the run was paused, and
+    the run goes on now.
     """
 
     transcript: Transcript
@@ -31,11 +32,19 @@ class Past(msgspec.Struct, frozen=True):
     output: Event | None = None
     usage: Usage | None = None
     unreported: Transcript = msgspec.field(default_factory=Transcript)
+    resumed: bool = False
 
 
 async def past(log: Log, run_id: str, agent_id: str) -> Past:
     """Read the run's log for what this agent said."""
-    said = [event async for event in _events(log, run_id) if event.agent_id == agent_id]
+    said: list[Event] = []
+    resumed = False
+    async for event in _events(log, run_id):
+        if event.agent_id == agent_id:
+            said.append(event)
+            resumed = False
+        elif event.type == EventType.WORKFLOW_RESUMED:
+            resumed = True
     starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in said)
     outputs = [event for event in said if event.type == EventType.LLM_OUTPUT]
     last = outputs[-1] if outputs else None
@@ -46,6 +55,7 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
         output=last if last is not None and not _payload(last).get("aborted") else None,
         usage=reduce(Usage.plus, (msgspec.convert(_payload(output)["usage"], Usage) for output in outputs)) if outputs else None,
         unreported=Transcript.of(lost),
+        resumed=resumed,
     )
 
 

@@ -37,7 +37,7 @@ def timeline(events: Iterable[HistoryEvent], *, full: bool) -> Sequence[Timeline
                     type=name,
                     timestamp=timestamp(event.event_time.ToMilliseconds()),
                     event_id=event.event_id,
-                    message=" ".join((name.replace("_", " ").capitalize(), *map(str, details.values()))),
+                    message=_words(event, details),
                     details=details or None,
                 )
             )
@@ -50,6 +50,13 @@ def _name(event: HistoryEvent) -> str:
         if name.startswith(prefix):
             return short + name[len(prefix) :]
     return name
+
+
+def _words(event: HistoryEvent, details: dict[str, Any]) -> str:
+    """`Activity task completed: run_agent`."""
+    words = EventType.Name(event.event_type).removeprefix("EVENT_TYPE_").replace("_", " ").capitalize()
+    about = [details[name] for name in ("activity", "workflow", "signal_name", "timer_id", "failure") if name in details]
+    return f"{words}: {', '.join(about)}" if about else words
 
 
 def _details(event: HistoryEvent, scheduled: dict[int, str]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ async def test_a_paused_run_stands_still_and_goes_on_where_it_stopped(engine: En
         "WORKFLOW_RESUMED",
         "WORKFLOW_COMPLETED",
     ]
+    assert "AGENT_RETRYING" not in [event.type for event in events]  # said that a worker was lost, and none was
     assert await engine.control_state(ACME, run.id) == ControlState()
 
 
