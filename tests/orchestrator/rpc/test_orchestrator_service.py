@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode, aio
+from multidict import CIMultiDict
 
+from gateway.access.idempotency import idempotency
+from gateway.wire.task_bodies import SubmitBody
 from orchestrator.engine import Publication, PublishedEvent
 from protos import orchestrator_pb2 as pb
 from protos.common_pb2 import STATUS_CODE_OK, TaskMetadata
+from tests.orchestrator.engines import script
 from tests.orchestrator.rpc.conftest import ACME, ALICE, MALLORY, Door
 
 
@@ -45,6 +49,32 @@ class TestSubmit:
         run = await door.engine.get(ACME, answer.task_id)
         assert (run.tenant, run.session_id, run.model) == ("acme", "s-1", "demo")
         assert run.metadata == {"user_id": "u-1", "team": "blue", "context": {"depth": 2, "tags": ["a"]}}
+
+    async def test_a_repeated_submission_is_one_task_and_another_one_with_its_key_is_refused(self, door: Door) -> None:
+        keyed = (*ALICE, ("idempotency-key", "k-1"))
+        request = pb.SubmitTaskRequest(query="/script\nsay 2 words", model="demo")
+        first, again = [await door.tasks.SubmitTask(request, metadata=keyed, timeout=10) for _ in range(2)]
+        assert (first.task_id, first.message) == (again.task_id, "The task was submitted.")
+        assert again.message == "The task had been submitted before."
+        other = pb.SubmitTaskRequest(query="/script\nsay 3 words", model="demo")
+        refused = await refusal(door.tasks.SubmitTask(other, metadata=keyed, timeout=10))
+        assert refused == (StatusCode.FAILED_PRECONDITION, "idempotency_key_reused")
+        spaced = (*ALICE, ("idempotency-key", "a b"))
+        assert await refusal(door.tasks.SubmitTask(request, metadata=spaced, timeout=10)) == (
+            StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+        )
+        await until(door, first.task_id, "STREAM_END")
+
+    async def test_a_key_counts_at_every_door(self, door: Door) -> None:
+        """The same task by REST and by gRPC is the same task."""
+        keyed = (*ALICE, ("idempotency-key", "k-1"))
+        body = SubmitBody(query="/script\nsay 2 words", model="demo", metadata={"team": "blue"})
+        by_rest = idempotency(CIMultiDict([("Idempotency-Key", "k-1")]), ACME, body.model_dump())
+        submitted = await door.engine.submit(ACME, script("say 2 words", idempotency=by_rest))
+        request = pb.SubmitTaskRequest(query=body.query, model="demo", metadata=TaskMetadata(labels={"team": "blue"}))
+        assert (await door.tasks.SubmitTask(request, metadata=keyed, timeout=10)).task_id == submitted.id
+        await until(door, submitted.id, "STREAM_END")
 
     async def test_without_a_model_it_is_the_first_and_without_a_session_a_new_one(self, door: Door) -> None:
         answer = await door.tasks.SubmitTask(pb.SubmitTaskRequest(query="/script\nsay 2 words"), metadata=ALICE, timeout=10)
