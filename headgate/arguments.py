@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, HelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _Command = Callable[..., ArgumentParser]
 def parser() -> ArgumentParser:
     top = ArgumentParser(
         prog="headgate",
+        formatter_class=_wide,
         description="An OpenAI-compatible streaming gateway for durable agent runs.",
         epilog="Exit codes: 0 complete, 1 failed, 2 usage or configuration, 3 no server answers, 130 interrupted.",
     )
@@ -27,12 +28,19 @@ def parser() -> ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, description: str | None = None) -> ArgumentParser:
-        return commands.add_parser(name, help=help, description=description or f"{help[:1].upper()}{help[1:]}.")
+        return commands.add_parser(
+            name, help=help, description=description or f"{help[:1].upper()}{help[1:]}.", formatter_class=_wide
+        )
 
     _serve(command("serve", "start a server", "Start a server and run it until Ctrl-C."))
     for each in _client_commands(command):
         _connection(each)
     return top
+
+
+def _wide(prog: str) -> HelpFormatter:
+    """Room for the longest name beside what is said about it, which a wider indentation of commands would leave no room for."""
+    return HelpFormatter(prog, indent_increment=1, max_help_position=40)
 
 
 def _serve(serve: ArgumentParser) -> None:
@@ -67,8 +75,8 @@ def _client_commands(command: _Command) -> list[ArgumentParser]:
     listing = command("list", "list tasks, newest first")
     listing.add_argument("--status", choices=_STATES, metavar="S", help=f"only those in this state: {', '.join(_STATES)}")
     listing.add_argument("--session", metavar="S", help="only those of this session")
-    listing.add_argument("--limit", metavar="N", type=int, default=20)
-    listing.add_argument("--offset", metavar="N", type=int, default=0)
+    listing.add_argument("--limit", metavar="N", type=int, default=20, help="at most so many; default: 20")
+    listing.add_argument("--offset", metavar="N", type=int, default=0, help="leave out the newest N")
 
     controls = [
         command("cancel", "cancel a task"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from gateway.settings_errors import ConfigError
 from headgate.arguments import parser
-from headgate.errors import ClientError, ServerGone
+from headgate.errors import ClientError, ServerGone, Unauthorized
 from headgate.terminal import complain
 from orchestrator.errors import HeadgateError
 
@@ -23,7 +23,11 @@ OK, FAILED, USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = parser().parse_args(argv)
+    commands = parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        commands.print_help(sys.stderr)
+        return USAGE
+    arguments = commands.parse_args(argv)
     try:
         _run(arguments)
     except KeyboardInterrupt:
@@ -38,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServerGone as error:
         complain(f"{error} `headgate serve` starts a server, --url or HEADGATE_URL names another.")
         return NO_SERVER
+    except Unauthorized as error:
+        complain(f"{error}\n  Name a key with --key or HEADGATE_API_KEY.")
+        return FAILED
     except (ClientError, HeadgateError, OSError) as error:
         complain(str(error))
         return FAILED

@@ -66,6 +66,8 @@ async def list_tasks(client: AsyncClient, arguments: Namespace) -> None:
     if found.tasks:
         rows = [(task.task_id, task.status, task.created_at, task.model_used, task.query) for task in found.tasks]
         print_table(("TASK", "STATUS", "CREATED", "MODEL", "QUERY"), rows)
+    else:
+        note("no tasks")
     if (rest := found.total_count - arguments.offset - len(found.tasks)) > 0:
         note(f"{rest} more: --offset {arguments.offset + len(found.tasks)}")
 
@@ -88,6 +90,8 @@ async def approvals(client: AsyncClient, arguments: Namespace) -> None:
     elif pending:
         rows = [(each.workflow_id, each.approval_id, each.requested_at, each.proposed_action or "") for each in pending]
         print_table(("TASK", "APPROVAL", "REQUESTED", "ACTION"), rows)
+    else:
+        note("no task waits for a decision")
 
 
 async def approve(client: AsyncClient, arguments: Namespace) -> None:
@@ -187,7 +191,7 @@ def _facts(task: Task) -> list[tuple[str, str | None]]:
         ("created", task.created_at),
         ("started", task.started_at),
         ("completed", task.completed_at),
-        ("progress", None if task.ended else f"{task.progress:.0%}"),
+        ("progress", f"{task.progress:.0%}" if task.progress and not task.ended else None),
         ("tokens", None if usage is None else f"{usage.prompt_tokens} + {usage.completion_tokens}"),
         ("query", task.query),
         ("error", task.error),

@@ -13,6 +13,9 @@ from gateway.wire import sse
 
 DIM, RED, BOLD = "2", "31", "1"
 
+_FACT = 12
+"""How wide the names of facts are."""
+
 _CONTROLS = dict.fromkeys([*range(32), 127, *range(128, 160)]) | {ord(kept): kept for kept in "\n\t"}
 
 
@@ -53,7 +56,8 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
-    """One fact per line; those that are not known are left out."""
+    """One fact per line, its further lines below each other; those that are not known are left out."""
     for name, value in facts:
         if value is not None:
-            print(styled(f"{name}:".ljust(12), DIM, sys.stdout) + tame(value, sys.stdout))
+            lines = tame(value, sys.stdout).replace("\n", "\n" + " " * _FACT)
+            print(styled(f"{name}:".ljust(_FACT), DIM, sys.stdout) + lines)

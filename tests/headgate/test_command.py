@@ -129,3 +129,6 @@ async def test_version_and_usage() -> None:
     code, _, err = await headgate("stream", RUN, "--after", "x-1")
     assert code == 2
     assert "a position is a seq (digits) or a stream_id" in err
+    code, out, err = await headgate()
+    assert (code, out) == (2, "")
+    assert "  approvals  list the decisions" in err
