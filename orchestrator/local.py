@@ -88,7 +88,7 @@ class LocalEngine:
         self._metrics = metrics
         self._clock = clock
         self._random_bytes = random_bytes
-        self._repeats = Repeats(log, records, self._new_run_id)
+        self._repeats = Repeats(log, self._new_run_id)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from orchestrator.agents.history import asked_to_stop, ended
 from orchestrator.engine import DEPARTED, Idempotency
 from orchestrator.errors import IdempotencyKeyReused, Unavailable
-from orchestrator.listing import Records
 from orchestrator.runs import Principal, Run, RunState
 from orchestrator.streamlog.log import ANY_RUN, Log, LogExists, Reservation
 
@@ -29,9 +29,8 @@ _ROUNDS = 5
 
 
 class Repeats:
-    def __init__(self, log: Log, records: Records, new_run_id: Callable[[], str]) -> None:
+    def __init__(self, log: Log, new_run_id: Callable[[], str]) -> None:
         self._log = log
-        self._records = records
         self._new_run_id = new_run_id
 
     async def submit(self, principal: Principal, idempotency: Idempotency, begin: Begin) -> Run:
@@ -48,16 +47,19 @@ class Repeats:
                     return await begin(reserved.run_id)
                 except LogExists:
                     run = await self._log.run(reserved.run_id)
-            if run is not None and await self._stands(principal, run):
+            if run is not None and await self._stands(run):
                 if not run.state.ended:
                     await self._log.remember(principal.tenant, idempotency.key)
                 return msgspec.structs.replace(run, repeated=True)
             instead_of = reserved.run_id
         raise Unavailable("The runs of this Idempotency-Key keep failing. Try again shortly.", retry_after_s=1.0)
 
-    async def _stands(self, principal: Principal, run: Run) -> bool:
-        """Whether this is the run that repetitions get."""
-        if run.state not in (RunState.FAILED, RunState.CANCELLED):
+    async def _stands(self, run: Run) -> bool:
+        """Whether this is the run that repetitions get. One that is about to be cancelled is as good as cancelled."""
+        if run.state is RunState.COMPLETED:
             return True
-        ended = await self._records.details(principal, run.id)
-        return ended.reason != DEPARTED and not (ended.failure is not None and ended.failure.retryable)
+        if not run.state.ended:
+            stop = await asked_to_stop(self._log, run.id)
+            return stop is None or stop.reason != DEPARTED
+        found = await ended(self._log, run.id)
+        return found is None or not (found.reason == DEPARTED or (found.failure is not None and found.failure.retryable))
