@@ -47,6 +47,7 @@ REQUEST_HEADERS = (
 RESPONSE_HEADERS = (
     "x-request-id",
     "x-workflow-id",
+    "idempotency-replayed",
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
