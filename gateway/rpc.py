@@ -54,7 +54,7 @@ async def grpc_door(
     async with listening(
         address, engine, authenticate=authenticator(keys), rules=rules, drain=drain, observer=metrics
     ) as listener:
-        log.info("grpc_listening", host=address.host, port=listener.port)
+        log.debug("grpc_listening", host=address.host, port=listener.port)
         yield listener
 
 

@@ -83,16 +83,19 @@ class Janitor:
         return True
 
     async def _rounds(self) -> None:
+        level = logging.WARNING
         while True:
             try:
                 if self._clock.time() >= self._next_round:
                     await self.round()
                 elif await self._is_ours():
                     await self._look_at(list(self._dying))
+                level = logging.WARNING
             except Unavailable as error:
                 if isinstance(error, LogUnavailable):
                     self._forget()  # nobody could renew a lease meanwhile: what was seen before proves nothing after
-                _log.warning("a janitor's round was cut short: %s", error)
+                _log.log(level, "a janitor's round was cut short: %s", error)
+                level = logging.DEBUG  # an outage is told once
             except Exception:  # noqa: BLE001 - the outermost edge of this task: the next round comes
                 _log.exception("a janitor's round failed")
             await asyncio.sleep(min(_STEP_S, self._round_s))

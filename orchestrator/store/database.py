@@ -110,19 +110,23 @@ class Database:
         """Bring the schema up to date, however long the database is away."""
         migrations = load_migrations()
         delay_s, longest_s = _BACKOFF_S
+        away = False
         while not self._ready:
             try:
                 async with asyncio.timeout(_MIGRATE_BOUND_S), self._acquired() as connection:
                     applied = await migrate(connection, self.queries, migrations)
             except (*_AWAY, *_REFUSED) as error:
                 self._tried.set()
-                _log.warning("postgres is away, next try in %.1f s: %s", delay_s, str(error) or type(error).__name__)
+                level = logging.DEBUG if away else logging.WARNING  # an outage is told once
+                _log.log(level, "cannot use PostgreSQL, trying on: %s", str(error) or type(error).__name__)
+                away = True
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, longest_s)
             else:
                 self._ready = True
                 self._tried.set()
-                _log.info("postgres is ready; migrations applied: %s", [migration.name for migration in applied])
+                if away or applied:
+                    _log.info("PostgreSQL is ready; migrations applied: %s", ", ".join(each.name for each in applied) or "none")
 
 
 @contextmanager

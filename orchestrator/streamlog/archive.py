@@ -86,7 +86,8 @@ class Archive:
                 while await self._round():
                     pass
             except Unavailable as error:
-                _log.warning("archiving waits for %.1f s: %s", delay_s, error.code)
+                first = delay_s == _BACKOFF_S[0]  # an outage is told once
+                _log.log(logging.WARNING if first else logging.DEBUG, "archiving waits until it can go on: %s", error.code)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, longest_s)
             except Exception:  # noqa: BLE001 - the outermost edge of this task

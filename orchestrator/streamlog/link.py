@@ -35,6 +35,11 @@ class Address:
         # Never connected; it knows what each part of a URL means, and how a TLS context is made of it.
         self._form: Connection | UnixDomainSocketConnection = kind(**options)
 
+    def __str__(self) -> str:
+        """Without what is secret."""
+        form = self._form
+        return form.path if isinstance(form, UnixDomainSocketConnection) else f"{form.host}:{form.port}"
+
     async def connect(self, make: Callable[[], W]) -> W:
         loop = asyncio.get_running_loop()
         form = self._form
@@ -100,7 +105,7 @@ class Link(Generic[W]):
                 wire = await self._connect()
             except (OSError, TimeoutError, Unavailable, ReplyError) as error:
                 if delay == _RETRY_FIRST_S:
-                    _log.warning("cannot reach Redis, trying on: %s", str(error) or type(error).__name__)
+                    _log.warning("cannot reach Redis at %s, trying on: %s", self._address, str(error) or type(error).__name__)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_MOST_S)
                 continue
@@ -109,7 +114,7 @@ class Link(Generic[W]):
             self._up(wire)
             began = loop.time()
             await self._lost.wait()
-            _log.warning("lost the connection to Redis, connecting again")
+            _log.warning("lost a connection to Redis at %s, connecting again", self._address)
             delay = _RETRY_FIRST_S
             if loop.time() - began < _RETRY_MOST_S:
                 await asyncio.sleep(delay)  # it is up but of little use: do not hammer it
