@@ -62,13 +62,17 @@ def only_run(request: web.Request, run_id: str) -> str | None:
     return run_id
 
 
-class InvalidHost(InvalidRequest):
+class Misframed(HeadgateError):
+    """Somebody in between may have read the request differently, so its connection is closed."""
+
+
+class InvalidHost(Misframed, InvalidRequest):
     """The Host header does not name one host."""
 
     code = "invalid_host"
 
 
-class CodingUnknown(HeadgateError):
+class CodingUnknown(Misframed):
     """The only transfer coding that is understood is 'chunked'."""
 
     status = 501
@@ -168,7 +172,10 @@ class Edge:
         if request.writer.output_size:
             # Half a response is out. The one honest thing left is to break the connection off.
             raise ConnectionResetError("The response had begun")
-        return error_response(failed, request.path, request[REQUEST_ID])
+        response = error_response(failed, request.path, request[REQUEST_ID])
+        if isinstance(failed, Misframed):
+            response.force_close()
+        return response
 
     def _report(self, request: web.Request, status: int, seconds: float) -> None:
         route = request.match_info.route

@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 
 from gateway.access.browsers import REQUEST_HEADERS
-from tests.gateway.http.native import TASKS, bearer, settings
+from tests.gateway.http.native import TASKS, bearer, begin, settings
 
 PAGE = "https://app.example.com"
 STRANGER = "https://evil.example.com"
 CHAT = "/v1/chat/completions"
-SDK = (
-    "authorization,content-type,openai-organization,openai-project,x-stainless-arch,x-stainless-retry-count,x-stainless-tomorrow"
-)
+SDK = "authorization,content-type,openai-organization,openai-project,x-stainless-arch, X-Stainless-Tomorrow"
 CORS = ("access-control-", "vary")
 
 
@@ -82,6 +80,21 @@ async def test_answers_and_errors_can_be_read_by_listed_pages_only(
         assert answer.headers.get("access-control-allow-origin") == (origin if readable else None)
         exposed = answer.headers.get("access-control-expose-headers", "").split(", ")
         assert ({"x-request-id", "x-workflow-id", "retry-after", "retry-after-ms"} <= set(exposed)) is readable
+
+
+@pytest.mark.parametrize("origin", [PAGE, STRANGER])
+async def test_streams_are_read_by_listed_pages_only(serve: Any, engine: Any, origin: str) -> None:
+    server = await listing(serve, engine, PAGE)
+    asked = {"model": "headgate-demo", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    run = await begin(server, "say 2 words")
+    answers = [
+        await server.ask("GET", f"/api/v1/stream/sse?workflow_id={run}", headers=bearer(Origin=origin)),
+        await server.ask("POST", CHAT, headers=bearer(Origin=origin), json=asked),
+    ]
+    for answer in answers:
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers.get("access-control-allow-origin") == (PAGE if origin == PAGE else None)
+        assert answer.headers["vary"] == "Origin"
 
 
 async def test_a_refused_key_can_be_read_too(serve: Any, engine: Any) -> None:
