@@ -67,7 +67,7 @@ async def collected(client: AsyncClient, task_id: str, **options: Any) -> list[E
 async def test_submit_and_wait(client: AsyncClient, model: str) -> None:
     """native.md §7."""
     task, stream = await client.submit_and_stream(
-        WHOLE, model=model, session_id="session-1", context={"a": 1}, metadata={"b": 2}, mode="simple", idempotency_key="key"
+        WHOLE, model=model, session_id="session-1", context={"a": 1}, metadata={"b": 2}, mode="simple", idempotency_key=model
     )
     assert (task.task_id, task.session_id) == (task.workflow_id, "session-1")
     assert [event.type async for event in stream] == [*SAID, "STREAM_END"]
