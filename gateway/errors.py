@@ -45,7 +45,7 @@ class Forbidden(HeadgateError):
 
 
 class RouteNotFound(HeadgateError):
-    """There is no such route."""
+    """There is no such route. `GET /docs` shows those that there are."""
 
     status = 404
     type = "invalid_request_error"

@@ -1,4 +1,4 @@
-"""`/docs`: a page that shows `/openapi.json` to people. It needs nothing from anywhere else."""
+"""`/docs`: a page that shows `/openapi.json` to people, and `/`, which leads there. It needs nothing from anywhere else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gateway.routes.route import Route
 from gateway.wire.operation import Operation, Reply
 
 _ABOUT = Operation("server", (Reply(200, "A page.", media="text/html"),))
+_HOME = Operation("server", (Reply(307, "Go there.", media=None, headers={"Location": "The page."}),))
 
 
 class DocsRoutes:
@@ -26,7 +27,14 @@ class DocsRoutes:
         )
 
     def routes(self) -> list[Route]:
-        return [Route("GET", "/docs", Access.ANYBODY, self.page, _ABOUT)]
+        return [
+            Route("GET", "/", Access.ANYBODY, self.home, _HOME),
+            Route("GET", "/docs", Access.ANYBODY, self.page, _ABOUT),
+        ]
+
+    async def home(self, request: web.Request) -> web.Response:
+        """Go to the page about this server, for whoever opens its address in a browser."""
+        return web.Response(status=307, headers={"Location": "docs"})
 
     async def page(self, request: web.Request) -> web.Response:
         """Read this description as a page."""

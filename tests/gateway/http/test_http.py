@@ -66,7 +66,7 @@ async def test_every_route_but_the_open_ones_wants_a_key(server: Any) -> None:
 async def test_the_native_api_has_its_own_envelope(server: Any, path: str) -> None:
     answer = await server.ask("GET", path, headers=authorised(**{"x-request-id": "mine"}))
     assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
-    error = {"code": "route_not_found", "message": "There is no such route.", "request_id": "mine"}
+    error = {"code": "route_not_found", "message": "There is no such route. `GET /docs` shows those that there are.", "request_id": "mine"}
     assert answer.json == {"error": error}
 
 

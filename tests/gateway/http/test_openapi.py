@@ -154,3 +154,8 @@ async def test_the_page_needs_nothing_from_elsewhere_and_runs_only_its_own_scrip
 async def test_the_page_asks_for_the_document_beside_it(server: Any) -> None:
     """Relative, so that it works behind a proxy that gives the server a path of its own."""
     assert b'fetch("openapi.json")' in (await server.ask("GET", "/docs")).body
+
+
+async def test_the_address_by_itself_leads_to_the_page(server: Any) -> None:
+    answer = await server.ask("GET", "/")
+    assert (answer.status, answer.headers["location"]) == (307, "docs")
