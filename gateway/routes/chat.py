@@ -105,7 +105,8 @@ class ChatRoutes:
                 async with self._engine.subscribe(principal, run.id) as subscription:
                     if not asked.stream:
                         return await self._whole(subscription, run)
-                    return await self._stream(self._live, request, subscription, ChatEncoder(run))
+                    pump = self._resumed if run.repeated else self._live  # what is replayed says nothing of how fast we are
+                    return await self._stream(pump, request, subscription, ChatEncoder(run))
 
     async def retrieve(self, request: web.Request) -> web.StreamResponse:
         """Read a completion again, or go on reading.

@@ -36,6 +36,17 @@ async def test_concurrent_and_later_callers_get_the_first_ones_bytes(server: Any
     assert len(witness.calls) == 1
 
 
+async def test_the_age_of_what_is_replayed_is_not_measured(server: Any) -> None:
+    """An hour after the first, a repetition would have told of chunks that took an hour to arrive."""
+    counts = []
+    for _ in range(2):
+        await server.ask("POST", CHAT, headers=keyed(), json=ask('say "Hello"'))
+        numbers = (await server.ask("GET", "/metrics", headers=bearer())).body.decode()
+        counts += [line for line in numbers.splitlines() if line.startswith("headgate_chunk_age_seconds_count")]
+    assert len(counts) == 2
+    assert counts[0] == counts[1]
+
+
 async def test_a_whole_answer_is_repeated_as_it_was(server: Any, witness: Any) -> None:
     body = ask('say "Hello"', stream=False)
     first, second = [await server.ask("POST", CHAT, headers=keyed(), json=body) for _ in range(2)]
