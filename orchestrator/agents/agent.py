@@ -171,8 +171,7 @@ class Agent:
                 if self._writer.full:
                     await self._writer.room()
         if splice is not None:
-            at = self._at.now()
-            self._writer.emit(*(self._event(part, at) for part in splice.end()))
+            self._writer.emit(*self._fitted(splice.end(), self._at.now()))
             self._sent = said
 
     def _say(self, pieces: Sequence[Piece], said: Transcript, splice: Splice | None, call: _Call) -> None:
@@ -187,11 +186,20 @@ class Agent:
             if splice is None:
                 events.append(self._event(piece, at))
             else:
-                events += [self._event(part, at) for part in splice.feed(piece)]
+                events += self._fitted(splice.feed(piece), at)
         if events:
             if call.first_at is None:
                 self._first(call)
             self._writer.emit(*events)
+
+    def _fitted(self, parts: Sequence[Delta | Reset], at: str) -> list[Event]:
+        """What readers are told of an answer that is generated again. It is what was sent, should this call break off too."""
+        for part in parts:
+            if isinstance(part, Reset):
+                self._sent.choices[part.choice].cut(part.offset)
+            else:
+                self._sent.add(part)
+        return [self._event(part, at) for part in parts]
 
     def _event(self, part: Delta | Reset, at: str) -> Event:
         if type(part) is Delta:

@@ -181,6 +181,17 @@ async def test_a_run_that_has_ended_is_not_begun(world: World) -> None:
     assert len(world.upstream.witness.calls) == 1
 
 
+async def test_a_second_cut_in_a_regenerated_answer_repeats_nothing(world: World) -> None:
+    """The second call had said new words beyond the first one's before it broke off; the third was compared with the first one's
+    text only, and so said those words again.
+    """
+    job = await world.job('say "one two "; once cut; say "three "; twice cut; say "four"', on_cut="regenerate")
+    result = await world.work(job)
+    assert result.state is RunState.COMPLETED
+    assert said(await world.events(job.run.id)) == "one two three four"
+    assert [call.ending for call in world.upstream.witness.calls] == ["cut", "cut", "completed"]
+
+
 async def test_attempts_are_bounded(world: World) -> None:
     job = await world.job('say "one "; cut', on_cut="regenerate", attempts=3)
     result = await world.work(job)
