@@ -117,6 +117,9 @@ decode: Callable[[bytes], Event] = _decoder.decode
 DELTA = f'{{"type":"{EventType.LLM_PARTIAL}"'.encode()
 """How the encoding of a delta begins, and no other."""
 
+AGENT_STARTS = f'{{"type":"{EventType.AGENT_STARTED}"'.encode()
+"""How the encoding of an agent's first event begins. The script that appends to Redis knows it too."""
+
 _END = f'{{"type":"{EventType.STREAM_END}"'.encode()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from orchestrator.events import Entry
+from orchestrator.events import AGENT_STARTS, Entry
 from orchestrator.runs import MOVES, Run, RunRequest, RunState
 from orchestrator.streamlog.log import (
     ACK_WINDOW,
@@ -82,7 +82,7 @@ class Record:
             writer.acks.pop(append.producer_seq - ACK_WINDOW, None)
         if append.lease_ms > 0:
             writer.holder, writer.until_ms = append.attempt, now_ms + append.lease_ms
-        self._move(append.state, append.ends)
+        self._move(append.state, append.ends, append.bodies)
         return appended, prev_ms
 
     def add(self, bodies: Sequence[bytes], now_ms: int, max_events: int) -> None:
@@ -137,11 +137,13 @@ class Record:
         if append.producer_seq > held + 1:
             raise AppendSkipped
 
-    def _move(self, state: RunState | None, ends: bool) -> None:
+    def _move(self, state: RunState | None, ends: bool, bodies: Sequence[bytes]) -> None:
         run = self.run
         if state is not None and state in MOVES[run.state] and (ends or not state.ended):
-            starts = state is RunState.RUNNING and run.started_ms is None
-            run = msgspec.structs.replace(run, state=state, started_ms=self.ms if starts else run.started_ms)
+            # A fast agent starts and ends in one append.
+            starts = state is RunState.RUNNING or (ends and any(body.startswith(AGENT_STARTS) for body in bodies))
+            started_ms = self.ms if starts and run.started_ms is None else run.started_ms
+            run = msgspec.structs.replace(run, state=state, started_ms=started_ms)
         if ends:
             self.closed = True
             run = msgspec.structs.replace(run, ended_ms=self.ms)

@@ -8,6 +8,7 @@
 -- Returns {first_seq, count, ms, prev_ms, repeated, closed}, or the code of the refusal.
 local FIRST = 13
 local ACK_WINDOW = 16
+local STARTED = '{"type":"AGENT_STARTED"'
 
 -- Lua's own way from a number to text costs more than storing an event does. So numbers are made text by this, and once.
 local function text(number) return string.format('%d', number) end
@@ -93,7 +94,9 @@ elseif attempt > latest then
 end
 if state ~= '' and string.find(ARGV[10], was, 1, true) then
   also('state', state)
-  if state == 'RUNNING' and not started then also('started', ms_text) end
+  -- A fast agent starts and ends in one append.
+  local starts = state == 'RUNNING' or ends and string.find(table.concat(lines, '\n'), STARTED, 1, true)
+  if starts and not started then also('started', ms_text) end
 end
 if ends then
   also('closed', '1')

@@ -277,6 +277,19 @@ class TestStates:
             await here.log.append(run.id, "w", 1, n, [body(n)], state=state)
         assert (await here.log.run(run.id)).started_ms == started.ms
 
+    @pytest.mark.parametrize("state", [state for state in RunState if state.ended])
+    async def test_who_starts_and_ends_in_one_append_has_started(
+        self, state: RunState, world: Any, body: Body, ask: RunRequest
+    ) -> None:
+        """Answers that came in one piece had no `started_at`, whatever was said in them."""
+        here = await world.process()
+        for begun in (True, False):
+            run = world.run()
+            await here.log.open(run, ask, [body(1)])
+            bodies = [encode(Event("AGENT_STARTED", "2026-01-01T00:00:00.000Z")), body(2)] if begun else [body(2)]
+            appended = await here.log.append(run.id, "w", 1, 1, bodies, state=state, ends=True)
+            assert (await here.log.run(run.id)).started_ms == (appended.ms if begun else None)
+
     async def test_a_state_that_ends_needs_an_ending(self, world: Any, body: Body, ask: RunRequest) -> None:
         here = await world.process()
         run = world.run()
