@@ -14,7 +14,7 @@ KEY = "sk-test-0123456789abcdef"
 CHAT = "/v1/chat/completions"
 ASK = {"model": "headgate-demo", "messages": [{"role": "user", "content": "hi"}]}
 
-OPEN = {"GET /health", "GET /readiness", "GET /docs", "GET /openapi.json"}
+OPEN = {"GET /", "GET /health", "GET /readiness", "GET /docs", "GET /openapi.json"}
 
 
 def with_keys(**server: Any) -> Settings:
@@ -66,11 +66,12 @@ async def test_every_route_but_the_open_ones_wants_a_key(server: Any) -> None:
 async def test_the_native_api_has_its_own_envelope(server: Any, path: str) -> None:
     answer = await server.ask("GET", path, headers=authorised(**{"x-request-id": "mine"}))
     assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
-    error = {"code": "route_not_found", "message": "There is no such route. `GET /docs` shows those that there are.", "request_id": "mine"}
+    message = "There is no such route. `GET /docs` shows those that there are."
+    error = {"code": "route_not_found", "message": message, "request_id": "mine"}
     assert answer.json == {"error": error}
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/embeddings", "/v1/chat", "/nothing", "/v1/chat/completions/"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/embeddings", "/v1/chat", "/nothing", "/v1/chat/completions/"])
 async def test_unknown_routes_are_a_json_404(server: Any, path: str) -> None:
     assert_envelope(await server.ask("GET", path, headers=authorised()), 404, "route_not_found")
 

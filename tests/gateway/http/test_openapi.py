@@ -157,5 +157,5 @@ async def test_the_page_asks_for_the_document_beside_it(server: Any) -> None:
 
 
 async def test_the_address_by_itself_leads_to_the_page(server: Any) -> None:
-    answer = await server.ask("GET", "/")
+    answer = await server.ask("GET", "/", allow_redirects=False)
     assert (answer.status, answer.headers["location"]) == (307, "docs")
