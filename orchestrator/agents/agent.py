@@ -162,7 +162,7 @@ class Agent:
         prefix = self._sent.text if continues else ""
         splice = None if continues or self._sent.empty else Splice(self._sent)
         self._calls += 1
-        call = self._call = _Call(f"{self._job.writer}-{self._job.attempt}-{self._calls}", self._clock.time())
+        call = self._call = _Call(f"{self._job.writer}-{self._job.attempt}-{self._calls}", self._clock.time(), len(prefix))
         said = self._sent if splice is None else Transcript()
         async with self._router.ask(self._job.step.upstream, self._job.call(prefix), self._tried) as answer:
             call.upstream = answer.upstream
@@ -342,7 +342,8 @@ class Agent:
     async def _say_output(self, call: _Call, *, aborted: bool, final: bool = False) -> Usage:
         """`LLM_OUTPUT`: what one call brought. A call that is repeated reports its usage only, the text is said by the next."""
         if call.usage is None:
-            call.usage = await self._tokens.usage(self._model, self._job.request.body, self._sent.all_text())
+            own = self._sent.all_text()[call.given_chars :]
+            call.usage = await self._tokens.usage(self._model, self._job.request.body, own)
         usage = call.usage
         self._usage = usage if self._usage is None else self._usage.plus(usage)
         now = self._clock.time()
@@ -427,11 +428,12 @@ class Agent:
 
 
 class _Call:
-    """One upstream call as it goes."""
+    """One upstream call as it goes. It was given `given_chars` of the answer to continue from, which are not its own."""
 
-    def __init__(self, call_id: str, started_at: float) -> None:
+    def __init__(self, call_id: str, started_at: float, given_chars: int = 0) -> None:
         self.id = call_id
         self.started_at = started_at
+        self.given_chars = given_chars
         self.first_at: float | None = None
         self.upstream: str | None = None
         self.usage: Usage | None = None
