@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import grpc
@@ -180,10 +181,9 @@ def test_a_cancel_at_one_door_ends_the_run_at_all_others(
         for watch in watches.values():
             watch.until("LLM_PARTIAL")
         cancel(canceller, there, run)
-        try:
+        # A socket on a run that has ended closes, and may do so before it has heard the second wish.
+        with suppress(Refused) if canceller == "websocket" else nullcontext():
             cancel(canceller, there, run)
-        except Refused as refused:  # a socket on a run that has ended closes, and may do so before it hears the second wish
-            assert (canceller, refused.code) == ("websocket", "run_ended")
         assert model_server.ending(prompt, 2.0) == "cancelled"
         for (door, _), watch in watches.items():
             assert watch.end() == [door.shows(event) for event in here.log(run)]
