@@ -17,13 +17,13 @@ import aiohttp
 import msgspec
 
 from orchestrator.catalog import Resolved
-from orchestrator.engine import Dependency, Engine, Subscription
+from orchestrator.engine import Dependency, Engine, Submission, Subscription
 from orchestrator.errors import Unavailable
 from orchestrator.following import Following
 from orchestrator.http import feed
 from orchestrator.http.calls import CALLS, Call
 from orchestrator.peers import OrchestratorAway, Peers, Refused
-from orchestrator.runs import Principal
+from orchestrator.runs import Principal, Run
 from orchestrator.streamlog.log import BEGINNING, Position
 
 OUTAGE_S = 60.0
@@ -38,7 +38,7 @@ def _remote(method: Method) -> Method:
 
     @functools.wraps(method)
     async def ask(self: RemoteEngine, *args: Any, **kwargs: Any) -> Any:
-        return await self.perform(call, *args, **kwargs)
+        return await self._perform(call, call.repeatable, *args, **kwargs)
 
     return cast(Method, ask)
 
@@ -59,7 +59,6 @@ class RemoteEngine(Engine):
         self._outage_s = outage_s
         self._silence_s = silence_s
 
-    submit = _remote(Engine.submit)
     get = _remote(Engine.get)
     details = _remote(Engine.details)
     list = _remote(Engine.list)
@@ -78,10 +77,18 @@ class RemoteEngine(Engine):
     delete_session = _remote(Engine.delete_session)
     models = _remote(Engine.models)
 
+    async def submit(self, principal: Principal, submission: Submission) -> Run:
+        """With an idempotency key, submitting twice is submitting once, so a lost answer can be asked for again."""
+        key = submission.idempotency
+        run: Run = await self._perform(CALLS["submit"], key is not None and not key.anew, principal, submission)
+        return run
+
     async def dependencies(self) -> Mapping[Literal["redis", "temporal", "postgres"], Dependency]:
         """Of backends that nobody can be asked about, nothing good is known."""
         try:
-            answer: Mapping[Literal["redis", "temporal", "postgres"], Dependency] = await self.perform(CALLS["dependencies"])
+            answer: Mapping[Literal["redis", "temporal", "postgres"], Dependency] = await self._perform(
+                CALLS["dependencies"], True
+            )
         except Unavailable as error:
             unknown, spare = Dependency(False, True, error.message), Dependency(False, False, error.message)
             return {"redis": unknown, "temporal": spare, "postgres": spare}
@@ -112,10 +119,10 @@ class RemoteEngine(Engine):
         finally:
             await following.close()
 
-    async def perform(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+    async def _perform(self, call: Call, repeatable: bool, *args: Any, **kwargs: Any) -> Any:
         """Make a call with a method's own arguments. Raises what it raises; OrchestratorAway."""
         principal, message = call.ask(*args, **kwargs)
-        answer = await self._peers.call(call.path, principal, message, repeatable=call.repeatable)
+        answer = await self._peers.call(call.path, principal, message, repeatable=repeatable)
         try:
             return call.result(answer)
         except msgspec.DecodeError as error:

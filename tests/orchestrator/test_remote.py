@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from orchestrator import errors
-from orchestrator.engine import Engine, Publication, PublishedEvent, Submission, Subscription
+from orchestrator.engine import Engine, Idempotency, Publication, PublishedEvent, Submission, Subscription
 from orchestrator.errors import HeadgateError, ModelNotFound, RunConflict, RunNotFound, Unavailable
 from orchestrator.events import Entry, Gap
 from orchestrator.http.calls import CALLS
@@ -383,6 +383,28 @@ class TestTrouble:
             with pytest.raises(OrchestratorAway):
                 await engine.submit(ACME, script("say 1 word"))
             assert (await engine.list(ACME)).total == 0  # and this is asked again
+
+    @pytest.mark.parametrize("anew", [False, True])
+    async def test_with_an_idempotency_key_it_is_asked_for_again(self, local: Engine, anew: bool) -> None:
+        """The first orchestrator begins the run and is lost before it has said so. One that begins another in any case is as lost
+        as one without a key."""
+        submission = script("hang", idempotency=Idempotency("k", "same", anew))
+
+        async def lost(request: web.Request) -> web.Response:
+            if request.path == "/engine/submit":
+                await local.submit(ACME, submission)
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+
+        async with self.server(lost) as bad, internal(local) as good, remote(good.url, bad) as engine:
+            if anew:
+                with pytest.raises(OrchestratorAway):
+                    await engine.submit(ACME, submission)
+            else:
+                assert (await engine.submit(ACME, submission)).repeated
+            (run,) = (await local.list(ACME)).runs
+            await local.cancel(ACME, run.id)
 
     async def test_reading_does_not_run_ahead_of_the_reader(self) -> None:
         """A reader that takes nothing holds some buffers' worth, and the server finds its socket full."""
