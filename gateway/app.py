@@ -77,6 +77,7 @@ async def serve(
     stop = stop_signal()
     metrics = GatewayMetrics()
     inside = settings.role == "orchestrator"
+    tls = None if inside else _tls(settings.server)
     address = settings.orchestrator if inside else settings.server
     async with (
         _engine(settings, metrics, progress) as (engine, peers),
@@ -88,7 +89,7 @@ async def serve(
             new_request_id=new_request_id,
             limits=limits(settings.server),
             reuse_port=reuse_port,
-            tls=None if inside else _tls(settings.server),
+            tls=tls,
         ) as url,
         AsyncExitStack() as stack,
     ):

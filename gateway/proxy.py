@@ -39,7 +39,7 @@ from orchestrator.runs import is_run_id
 
 log = logs.logger(__name__)
 
-_ASKED = ("Last-Event-ID", "Origin", "Host")
+_ASKED = ("Last-Event-ID", "Host")
 _UPGRADE = ("Connection", "Upgrade", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol")
 """What of a request goes on. Nothing else does, so no credential can. Compression of messages is never offered."""
 
