@@ -27,7 +27,11 @@ class History(Protocol):
 
 
 class Mender(Protocol):
-    """Who brings a channel up to its log's tail."""
+    """Who brings a channel up to its log's tail, and says whose turn it is to read pages."""
+
+    paging: asyncio.Semaphore
+    """A crowd that comes back at once reads in turn: its pages would fill the memory, and whoever asks the log for a word would
+    wait until all of them have come."""
 
     def catch_up(self, channel: Channel) -> None: ...
 
@@ -99,7 +103,8 @@ class LiveCursor:
 
     async def _page(self) -> Sequence[Entry | Gap]:
         ahead = self._channel.tail_seq - self._seq
-        entries = await self._log.read(self._channel.run_id, self._seq, min(ahead, PAGE), after_ms=self._ms)
+        async with self._mender.paging:
+            entries = await self._log.read(self._channel.run_id, self._seq, min(ahead, PAGE), after_ms=self._ms)
         if entries and entries[0].seq == self._seq + 1:
             return self._advance(entries)
         return (await self._gap(),)

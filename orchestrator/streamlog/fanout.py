@@ -37,7 +37,9 @@ class Fanout:
         ring_bytes: int = 256 * 1024,
         linger_s: float = 5.0,
         watch_delay_s: float = 0.025,
+        pages_at_once: int = 8,
     ) -> None:
+        self.paging = asyncio.Semaphore(pages_at_once)
         self._log = log
         self._history = history
         self._metrics = metrics or NoMetrics()

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.clock import SystemClock
 from orchestrator.errors import RunNotFound
+from orchestrator.events import Gap
 from orchestrator.runs import Run, RunRequest
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import LogUnavailable, Position
@@ -270,4 +271,29 @@ async def test_a_frozen_reader_costs_its_place_and_others_nothing() -> None:
             assert await read(brisk, 1) == [number]
         assert here.fanout._channels[RUN_ID]._size <= 2000
         assert await read(frozen, 500) == list(range(2, 502))
+    await here.close()
+
+
+async def test_a_crowd_that_comes_back_reads_in_turn() -> None:
+    """A hundred readers asked for the whole of a run at once. Their pages stood in line before everybody else's questions to the
+    log, which took that for an outage and refused new readers."""
+    here = Readers(ring_bytes=1)
+    await here.open()
+    await here.append(*range(2, 1200))
+    reading = most = 0
+
+    async def look(operation: str, point: str) -> None:
+        nonlocal reading, most
+        if operation == "read":
+            reading += 1 if point == "sent" else -1
+            most = max(most, reading)
+            await asyncio.sleep(0)
+
+    async def everything() -> list[int | Gap]:
+        async with here.fanout.subscribe(RUN_ID, Position(0)) as cursor:
+            return await read(cursor, 1199)
+
+    here.store.checkpoint = look
+    assert await asyncio.gather(*(everything() for _ in range(100))) == [list(range(1, 1200))] * 100
+    assert most == 8
     await here.close()
