@@ -45,6 +45,9 @@ NATIVE: Mapping[str, Promised] = {
         "A run of the openai SDK is followed live by bytes, a socket, gRPC and the command at once.", "P5, P13"
     ),
     "doors.control": Promised("What is asked of a run at one door is seen at all others.", "native §4, §5, §6"),
+    "doors.gap": Promised("Trimmed events are announced: which are missing, and the first that is there.", "native §2-4, §6, P6"),
+    "doors.expired": Promised("An expired run is answered from the archive; what that does not keep is a gap.", "design §5, P6"),
+    "doors.lost": Promised("A log that is lost under its readers is told to them.", "native §4, §6, P4"),
     # Event stream
     "sse.headers": Promised("A stream says what it is and of which run, and is neither cached nor buffered.", "native §3"),
     "sse.opening": Promised("It opens at once, and says how long to wait before coming back.", "native §3"),

@@ -64,5 +64,5 @@ def staged(server: Server, **fields: Any) -> Iterator[Stage]:
     try:
         yield stage
     finally:
-        if server.task(stage.run)["status"] in ("RUNNING", "PAUSED"):
+        if server.task(stage.run).get("status") in ("RUNNING", "PAUSED"):
             stage.cancel()
