@@ -55,7 +55,7 @@ class Section(BaseModel):
 
 
 def _origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/\s,]+", text):
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,]+", text):
         raise ValueError("should be '*', or scheme and host as in https://app.example.com: browsers send no path")
     return text
 

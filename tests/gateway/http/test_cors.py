@@ -14,6 +14,7 @@ STRANGER = "https://evil.example.com"
 CHAT = "/v1/chat/completions"
 SDK = "authorization,content-type,openai-organization,openai-project,x-stainless-arch, X-Stainless-Tomorrow"
 CORS = ("access-control-", "vary")
+NO_KEYS = {"auth": {"mode": "off", "keys": []}}
 
 
 def asking(origin: str, *, method: str = "POST", headers: str = SDK) -> dict[str, str]:
@@ -112,6 +113,13 @@ async def test_a_star_is_every_page_and_no_credentials(serve: Any, engine: Any) 
     assert set(names) == {"access-control-allow-origin", "access-control-expose-headers"}
 
 
+async def test_programs_with_a_browser_inside_can_be_listed(serve: Any, engine: Any) -> None:
+    server = await listing(serve, engine, "vscode-webview://abc", **NO_KEYS)
+    for origin, status in (("vscode-webview://abc", 400), ("vscode-webview://other", 403), ("null", 403)):
+        answer = await server.ask("POST", CHAT, headers={"Origin": origin}, data=b"{}", skip_auto_headers=["Content-Type"])
+        assert answer.status == status
+
+
 async def test_without_a_list_nothing_is_said(serve: Any, engine: Any) -> None:
     answer = await (await listing(serve, engine)).ask("GET", "/v1/models", headers=bearer(Origin=PAGE))
     assert (answer.status, told(answer)) == (200, {})
@@ -122,9 +130,6 @@ async def test_two_origins_are_nobody(serve: Any, engine: Any) -> None:
     lines = f"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nOrigin: {PAGE}\r\nOrigin: {PAGE}\r\n\r\n"
     (answer,) = await server.raw(lines.encode())
     assert told(answer) == {"vary": "Origin"}
-
-
-NO_KEYS = {"auth": {"mode": "off", "keys": []}}
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", CHAT), ("POST", TASKS), ("DELETE", "/api/v1/sessions/x")])
