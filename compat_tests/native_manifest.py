@@ -48,6 +48,7 @@ NATIVE: Mapping[str, Promised] = {
     "doors.gap": Promised("Trimmed events are announced: which are missing, and the first that is there.", "native §2-4, §6, P6"),
     "doors.expired": Promised("An expired run is answered from the archive; what that does not keep is a gap.", "design §5, P6"),
     "doors.lost": Promised("A log that is lost under its readers is told to them.", "native §4, §6, P4"),
+    "doors.drain": Promised("A server that goes away says so, and its readers go on elsewhere.", "native §4, §6, P8, P19"),
     # Event stream
     "sse.headers": Promised("A stream says what it is and of which run, and is neither cached nor buffered.", "native §3"),
     "sse.opening": Promised("It opens at once, and says how long to wait before coming back.", "native §3"),

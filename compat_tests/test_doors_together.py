@@ -21,7 +21,7 @@ from compat_tests.doors import DOORS, TASKS, Door, EventStream, Refused, Server,
 from compat_tests.manifest import promise
 from compat_tests.model_server import ModelServer
 from compat_tests.raw import CHAT, TIMEOUT_S, ask, headers_of, script, take_frames
-from compat_tests.watch import everywhere, reading, watching
+from compat_tests.watch import everywhere, reading, shown, watching
 from protos import orchestrator_pb2 as pb
 from protos.streaming_pb2 import TaskUpdate
 
@@ -60,7 +60,7 @@ def test_a_run_of_the_openai_sdk_is_followed_by_everybody_at_once(
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         log = here.log(run)
         for (door, _), watch in watches.items():
-            assert watch.end() == [door.shows(event) for event in log]
+            assert watch.end() == shown(door, log)
         assert reflecting.end() == log
         assert command.end()[:-1] == log[:-1]
         assert command.events[-1]["stream_id"] == log[-1]["stream_id"]  # the event stream's `done` has no time
@@ -118,7 +118,7 @@ def test_a_pause_at_one_door_is_seen_at_all_others(
             assert_refused(DOORS[pauser], here, run, "pause", "run_paused")
             DOORS[resumer].ask(here, run, "resume", "enough")
             for (door, _), watch in watches.items():
-                assert watch.end() == [door.shows(event) for event in here.log(run)]
+                assert watch.end() == shown(door, here.log(run))
         assert chat.read().endswith(b"data: [DONE]\n\n")
     types = [event["type"] for event in here.log(run) if event["type"].startswith("WORKFLOW_")]
     assert types == ["WORKFLOW_STARTED", "WORKFLOW_PAUSING", "WORKFLOW_PAUSED", "WORKFLOW_RESUMED", "WORKFLOW_COMPLETED"]
@@ -186,7 +186,7 @@ def test_a_cancel_at_one_door_ends_the_run_at_all_others(
             cancel(canceller, there, run)
         assert model_server.ending(prompt, 2.0) == "cancelled"
         for (door, _), watch in watches.items():
-            assert watch.end() == [door.shows(event) for event in here.log(run)]
+            assert watch.end() == shown(door, here.log(run))
     log = here.log(run)
     types = [event["type"] for event in log]
     assert [kind for kind in types if kind.startswith("WORKFLOW_")] == [

@@ -24,6 +24,7 @@ from compat_tests.performed import (
     tool_calls_of,
 )
 from compat_tests.raw import CHAT, script
+from compat_tests.watch import seen, shown
 
 ENDS = ("WORKFLOW_COMPLETED", "WORKFLOW_FAILED", "WORKFLOW_CANCELLED", "STREAM_END")
 
@@ -46,16 +47,6 @@ def performing(here: Server) -> Callable[[str, str], Performed]:
 def performed(performing: Callable[[str, str], Performed]) -> Performing:
     """A golden run of the durable model. Reading its log does not tell who wrote it."""
     return lambda golden: performing("demo", golden)
-
-
-def seen(door: Door, server: Server, run: str, after: str = "", types: Sequence[str] = ()) -> list[Event]:
-    """All that a door shows, up to its end."""
-    with door.read(server, run, after, types) as events:
-        return list(events)
-
-
-def shown(door: Door, events: Sequence[Event]) -> list[Event]:
-    return [door.shows(event) for event in events]
 
 
 # The same truth

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from compat_tests.manifest import promise
 from compat_tests.raw import script
 from compat_tests.served import served
 from compat_tests.stage import staged
-from compat_tests.watch import everywhere, reading
+from compat_tests.watch import everywhere, reading, seen, shown
 from orchestrator.embedded import Addresses
 
 MAX_EVENTS = 50
@@ -40,10 +40,6 @@ def trimmed(forgetful: Server) -> str:
     return run
 
 
-def seen(door: Door, server: Server, run: str, after: str = "", types: Sequence[str] = ()) -> list[Event]:
-    return list(reading(door, server, run, after, types))
-
-
 def gap(run: str, missing_from: int, missing_to: int | None, resumes_at: int | None) -> Event:
     payload = {"missing_from": missing_from, "missing_to": missing_to, "resumes_at": resumes_at}
     return {"workflow_id": run, "type": "STREAM_GAP", "payload": payload}
@@ -55,7 +51,7 @@ def test_what_was_trimmed_is_announced_and_the_rest_follows(here: Server, forget
     log = here.log(trimmed)
     first = log[0]["seq"]
     assert MAX_EVENTS <= len(log) < 300 < log[-1]["seq"]
-    rest = [door.shows(event) for event in log]
+    rest = shown(door, log)
     for server in (here, forgetful):
         assert seen(door, server, trimmed) == [gap(trimmed, 1, first - 1, first), *rest]
         assert seen(door, server, trimmed, "7") == [gap(trimmed, 8, first - 1, first), *rest]
@@ -122,13 +118,13 @@ def test_what_has_expired_is_answered_from_the_archive(there: Server, expired: t
     run, log = expired
     kept = [event for event in log if event["type"] != "LLM_PARTIAL"]
     assert len(kept) == len(log) - 3
-    assert seen(door, there, run) == [door.shows(event) for event in kept]
+    assert seen(door, there, run) == shown(door, kept)
     for event in log[:-1]:
         got = seen(door, there, run, event["stream_id"])
         if event in kept:
-            assert got == [door.shows(each) for each in kept if each["seq"] > event["seq"]]
+            assert got == shown(door, [each for each in kept if each["seq"] > event["seq"]])
         else:
-            assert got == [gap(run, event["seq"] + 1, None, 1), *(door.shows(each) for each in kept)]
+            assert got == [gap(run, event["seq"] + 1, None, 1), *shown(door, kept)]
 
 
 @promise("doors.lost")

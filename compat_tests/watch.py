@@ -59,6 +59,15 @@ def reading(door: Door, server: Server, run: str, after: str = "", types: Sequen
         yield from events
 
 
+def seen(door: Door, server: Server, run: str, after: str = "", types: Sequence[str] = ()) -> list[Event]:
+    """All that a door shows, up to its end."""
+    return list(reading(door, server, run, after, types))
+
+
+def shown(door: Door, events: Sequence[Event]) -> list[Event]:
+    return [door.shows(event) for event in events]
+
+
 @contextmanager
 def watching() -> Iterator[Callable[[Callable[[], Iterable[Event]]], Watch]]:
     """Starts watches; on leaving, all of them must have ended."""
