@@ -237,7 +237,10 @@ def new_session_id() -> str:
 
 
 def stop_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. A second one finds the default handlers and ends the process at once."""
+    """Set by the first SIGTERM or SIGINT. A second one ends the process at once, and its children with it.
+
+    Python's own handler would unwind the loop in the middle of its last words, under the feet of native threads.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -245,6 +248,7 @@ def stop_signal() -> asyncio.Event:
         stop.set()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping)

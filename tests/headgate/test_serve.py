@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 ANSWER = "No model was asked"
@@ -91,3 +92,19 @@ async def test_a_port_that_is_taken_is_told_before_anything_is_started(tmp_path:
         "Choose another port with --port (0 is a free one).\n"
     )
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.local
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """It used to end as a segmentation fault."""
+    async with served(tmp_path, {}) as (process, printed):
+        url = printed.split()[3].rstrip(".")
+        body = {"model": "headgate-demo", "stream": True, "messages": [{"role": "user", "content": "/script say 1 word; hang"}]}
+        async with aiohttp.ClientSession() as http, http.post(f"{url}/v1/chat/completions", json=body) as answer:
+            await answer.content.readline()
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(10):
+                while (await http.get(f"{url}/readiness")).status == 200:  # until it has taken notice
+                    pass
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == -signal.SIGINT
