@@ -1,7 +1,8 @@
 """What the tests of compatibility share: one Headgate, a second one beside it, a model server behind both, and clients.
 
 Everything is started once per session. `headgate` has the settings of a default installation. `brisk` is a second process on the
-same backends, which makes it a replica; it asks for keys, and its short waits and small limits can be seen without waiting.
+same backends, which makes it a replica; it asks for keys, and its short waits and small limits can be seen without waiting. What
+would disturb other tests is `forgetful`'s, a third. `here` and `there` are all doors of the first two.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from orchestrator.embedded import Addresses
 
 FRIENDLY_PAGE = "https://app.example.com"
 """The origin of a page that may open native streams of `brisk`."""
+
+FEW_EVENTS = 50
+"""How many `forgetful` keeps, more or less."""
 
 MODELS = ("demo", "demo-none", "wire", "wire-none")
 """Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
@@ -91,7 +95,7 @@ def brisk_config(config: dict[str, Any]) -> dict[str, Any]:
         "server": {"port": 0, "max_body_bytes": "64KiB", "origins": [FRIENDLY_PAGE]},
         "grpc": {"port": unused_port()},
         "auth": {"mode": "keys", "keys": keys},
-        "streams": {"hold_s": 0.2, "keepalive_s": 0.1, "ws_ping_s": 0.6},
+        "streams": {"hold_s": 0.2, "keepalive_s": 0.1},
         "models": models,
     }
 
@@ -177,6 +181,19 @@ def mallory(brisk: str, brisk_config: dict[str, Any]) -> Iterator[Server]:
 def nobody(brisk: str, brisk_config: dict[str, Any]) -> Iterator[Server]:
     """All doors of `brisk`, for whoever has no key."""
     yield from _doors_of(brisk, brisk_config)
+
+
+@pytest.fixture(scope="session")
+def forgetful(config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """All doors of a third replica, which keeps few of a run's events, and whose sockets must answer pings soon."""
+    less = {
+        **config,
+        "grpc": {"port": unused_port()},
+        "log": {"max_events_per_run": FEW_EVENTS},
+        "streams": {"ws_ping_s": 0.4},
+    }
+    with served(less, tmp_path_factory.mktemp("forgetful")) as url:
+        yield from _doors_of(url, less)
 
 
 def _doors_of(url: str, config: dict[str, Any], key: str | None = None) -> Iterator[Server]:

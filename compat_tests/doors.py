@@ -65,7 +65,8 @@ class Server:
         self.raw = Raw(url, key)
         self.headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.metadata = [] if key is None else [("x-api-key", key)]
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{rpc_port}")
+        # The text of a long answer is one message, and clients take 4 MiB unless told otherwise.
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{rpc_port}", [("grpc.max_receive_message_length", -1)])
         # The generated stubs have no types.
         self.streams: Any = StreamingServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.tasks: Any = OrchestratorServiceStub(self.channel)  # type: ignore[no-untyped-call]

@@ -49,6 +49,8 @@ NATIVE: Mapping[str, Promised] = {
     "doors.expired": Promised("An expired run is answered from the archive; what that does not keep is a gap.", "design §5, P6"),
     "doors.lost": Promised("A log that is lost under its readers is told to them.", "native §4, §6, P4"),
     "doors.drain": Promised("A server that goes away says so, and its readers go on elsewhere.", "native §4, §6, P8, P19"),
+    "doors.slow": Promised("A reader who does not read holds up nobody, and misses nothing.", "design §1, P15"),
+    "doors.no-leak": Promised("Readers who are gone leave nothing behind.", "P24"),
     # Event stream
     "sse.headers": Promised("A stream says what it is and of which run, and is neither cached nor buffered.", "native §3"),
     "sse.opening": Promised("It opens at once, and says how long to wait before coming back.", "native §3"),

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import redis
 
-from compat_tests.conftest import unused_port
+from compat_tests.conftest import FEW_EVENTS
 from compat_tests.doors import DOORS, BrokenOff, Door, Event, Refused, Server
 from compat_tests.manifest import promise
 from compat_tests.raw import script
-from compat_tests.served import served
 from compat_tests.stage import staged
 from compat_tests.watch import everywhere, reading, seen, shown
 from orchestrator.embedded import Addresses
-
-MAX_EVENTS = 50
-
-
-@pytest.fixture(scope="module")
-def forgetful(config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A third replica, which keeps few events of a run."""
-    grpc = {"port": unused_port()}
-    few = {**config, "grpc": grpc, "log": {"max_events_per_run": MAX_EVENTS}}
-    with served(few, tmp_path_factory.mktemp("forgetful")) as url:
-        server = Server(url, grpc["port"])
-        yield server
-        server.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +35,7 @@ def test_what_was_trimmed_is_announced_and_the_rest_follows(here: Server, forget
     """native.md §2-4, §6, P6: which events are missing, and the first that is there; every reader of every replica is told."""
     log = here.log(trimmed)
     first = log[0]["seq"]
-    assert MAX_EVENTS <= len(log) < 300 < log[-1]["seq"]
+    assert FEW_EVENTS <= len(log) < 300 < log[-1]["seq"]
     rest = shown(door, log)
     for server in (here, forgetful):
         assert seen(door, server, trimmed) == [gap(trimmed, 1, first - 1, first), *rest]
@@ -127,7 +112,7 @@ def test_what_has_expired_is_answered_from_the_archive(there: Server, expired: t
             assert got == [gap(run, event["seq"] + 1, None, 1), *shown(door, kept)]
 
 
-@promise("doors.lost")
+@promise("doors.lost", "ws.codes")
 def test_a_log_that_is_lost_under_its_readers_is_told_to_them(here: Server, there: Server, forgetting: Forgetting) -> None:
     """native.md §4, §6, P4: nothing follows, and that is said: never a silence, and never an end as if all were well."""
     with staged(here) as stage:
