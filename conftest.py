@@ -6,10 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import msgspec
 import pytest
 
 from orchestrator.embedded import Addresses
+
+# How long an example takes says how busy the machine is, not whether the property holds.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

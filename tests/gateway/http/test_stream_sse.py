@@ -156,9 +156,7 @@ async def test_a_stream_is_of_one_run(server: Any, query: str) -> None:
     assert_error(await server.ask("GET", SSE + query, headers=bearer()), 400)
 
 
-@pytest.mark.parametrize(
-    "types", ["NOPE", "llm_partial", "LLM_PARTIAL,NOPE", "X_", "LLM_PARTIAL;", "%00"]
-)
+@pytest.mark.parametrize("types", ["NOPE", "llm_partial", "LLM_PARTIAL,NOPE", "X_", "LLM_PARTIAL;", "%00"])
 async def test_types_that_no_event_has(server: Any, stage: Stage, types: str) -> None:
     answer = await server.ask("GET", f"{SSE}?workflow_id={stage.id}&types={types}", headers=bearer())
     assert_error(answer, 400, says="type")
