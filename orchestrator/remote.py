@@ -18,12 +18,12 @@ import msgspec
 
 from orchestrator.catalog import Resolved
 from orchestrator.engine import Dependency, Engine, Submission, Subscription
-from orchestrator.errors import Unavailable
+from orchestrator.errors import RunNotFound, Unavailable
 from orchestrator.following import Following
 from orchestrator.http import feed
 from orchestrator.http.calls import CALLS, Call
 from orchestrator.peers import OrchestratorAway, Peers, Refused
-from orchestrator.runs import Principal, Run
+from orchestrator.runs import Principal, Run, is_run_id
 from orchestrator.streamlog.log import BEGINNING, Position
 
 OUTAGE_S = 60.0
@@ -99,6 +99,9 @@ class RemoteEngine(Engine):
 
     @asynccontextmanager
     async def subscribe(self, principal: Principal, run_id: str, position: Position = BEGINNING) -> AsyncIterator[Subscription]:
+        if not is_run_id(run_id):
+            raise RunNotFound  # what stands in a path must be nothing but a name
+
         async def connect(after: Position) -> aiohttp.ClientResponse:
             try:
                 return await self._peers.stream(feed.target(run_id, after), principal, silence_s=self._silence_s)

@@ -67,7 +67,7 @@ class Tunnel:
     async def join(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
         """Answer the client's handshake with these headers, and pass bytes on until the far side ends.
 
-        Raises ConnectionError when either side is simply gone, ClientStalled when the client does not read.
+        Raises ConnectionError when the client is simply gone, ClientStalled when it does not read.
         """
         response = web.StreamResponse(status=101, headers=headers)
         response.force_close()
@@ -77,7 +77,7 @@ class Tunnel:
         request.protocol.set_parser(upward)  # type: ignore[arg-type]  # aiohttp asks for no more than these two methods
         request.protocol.keep_alive(False)
         try:
-            while data := await self._reader.read(_READ_BYTES):
+            while data := await self._read():
                 if request.transport is None or request.transport.is_closing():
                     raise ConnectionResetError("The client is gone")
                 request.transport.write(data)
@@ -90,6 +90,13 @@ class Tunnel:
 
     def close(self) -> None:
         self._writer.transport.abort()
+
+    async def _read(self) -> bytes:
+        """What the far side sends next; nothing when it has hung up, be it while bytes of the client are on their way."""
+        try:
+            return await self._reader.read(_READ_BYTES)
+        except ConnectionError:
+            return b""
 
 
 class _Upward:

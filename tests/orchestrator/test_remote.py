@@ -215,6 +215,16 @@ class TestFeed:
                     async with engine.subscribe(principal, run_id):
                         pytest.fail("it was let in")
 
+    @pytest.mark.parametrize(
+        "named", ["", "nobody", "../engine", "a\u2028b", f"task-{'0' * 32}/feed?x=", "task-\ud800", "x" * 9000]
+    )
+    async def test_what_is_no_id_is_no_run_and_asks_for_nothing(self, local: Engine, named: str) -> None:
+        """The gRPC door hands on what its clients wrote: `../x` became another path at the orchestrator, and an outage here."""
+        async with apart(local) as there:
+            with pytest.raises(RunNotFound):
+                async with there.subscribe(ACME, named):
+                    pass
+
     async def test_silence_is_not_an_error_and_not_the_end(self, local: Engine, hanging: Run) -> None:
         async with apart(local) as engine, engine.subscribe(ACME, hanging.id) as subscription:
             await ready(subscription, 2)
