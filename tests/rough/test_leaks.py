@@ -29,10 +29,13 @@ SLACK = 5
 
 
 async def holdings(server: Headgate, redis: Redis, asking: Client, upstream: ScriptedServer) -> dict[str, float]:
-    """What the process holds. Idle connections to the upstream are kept on purpose, for half a minute."""
+    """What the process holds. Idle connections to the upstream and from clients are kept on purpose."""
     process = psutil.Process(server.pid)
-    port = urlsplit(upstream.base_url).port
-    idle = sum(bool(connection.raddr) and connection.raddr.port == port for connection in process.net_connections("tcp"))
+    upstream_port, own_port = urlsplit(upstream.base_url).port, urlsplit(server.url).port
+    idle = sum(
+        bool(connection.raddr) and (connection.raddr.port == upstream_port or connection.laddr.port == own_port)
+        for connection in process.net_connections("tcp")
+    )
     metrics = await asking.metrics(server.url)
     return {
         "descriptors": process.num_fds() - idle,
