@@ -47,11 +47,13 @@ async def holdings(server: Headgate, redis: Redis, asking: Client, upstream: Scr
 
 
 async def settled(server: Headgate, redis: Redis, asking: Client, upstream: ScriptedServer) -> dict[str, float]:
-    """The same when no run is watched any more. Rings linger for five seconds, for readers about to come back."""
+    """The same when every run has ended and none is watched. Rings linger for five seconds, for readers about to come back."""
     async with asyncio.timeout(SETTLE_S):
-        while (held := await holdings(server, redis, asking, upstream))["redis subscriptions"] > 1:  # noqa: ASYNC110
+        while True:
+            held = await holdings(server, redis, asking, upstream)
+            if held["redis subscriptions"] <= 1 and not held["runs"]:
+                return held
             await asyncio.sleep(0.25)
-    return held
 
 
 async def ask_all(asking: Client, server: Headgate, number: int) -> None:
