@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from orchestrator.clock import Clock
 from orchestrator.control import Control
+from orchestrator.endings import failed_state
 from orchestrator.engine import Publication, Published, PublishedEvent
-from orchestrator.errors import InvalidRequest
+from orchestrator.errors import Failure, InvalidRequest
 from orchestrator.events import ENDINGS, Event, EventType, encode, is_event_type, timestamp
 from orchestrator.runs import Run, RunState
 from orchestrator.streamlog.log import Log, Position
@@ -24,10 +26,12 @@ _UNSTORED = frozenset({"HEARTBEAT", "PING"})
 _REFUSED = frozenset({EventType.STREAM_GAP, EventType.STREAM_END, EventType.WORKFLOW_STARTED})
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
-_STATES = {
+_STATES: Mapping[str, RunState] = {
     EventType.WORKFLOW_COMPLETED: RunState.COMPLETED,
     EventType.WORKFLOW_FAILED: RunState.FAILED,
     EventType.WORKFLOW_CANCELLED: RunState.CANCELLED,
+    EventType.WORKFLOW_PAUSED: RunState.PAUSED,
+    EventType.WORKFLOW_RESUMED: RunState.RUNNING,
 }
 
 
@@ -43,8 +47,9 @@ class Publishing:
         now = timestamp(int(self._clock.time() * 1000))
         stored = [event for event in publication.events if event.type not in _UNSTORED]
         events = [_event(event, now) for event in stored]
-        state = next((_STATES[EventType(event.type)] for event in events if event.type in ENDINGS), RunState.RUNNING)
-        if state.ended:
+        state = _state(run, events)
+        ends = state is not None and state.ended
+        if ends:
             events.append(Event(EventType.STREAM_END, now))
         appended = await self._log.append(
             run.id,
@@ -54,7 +59,7 @@ class Publishing:
             [_encoded(event) for event in events],
             events=events,
             state=state,
-            ends=state.ended,
+            ends=ends,
         )
         for event in events:
             if event.type == EventType.APPROVAL_REQUESTED and not appended.repeated:
@@ -87,8 +92,26 @@ def _check_event(event: PublishedEvent, place: str, *, last: bool) -> None:
     payload = event.payload or {}
     if event.type == EventType.APPROVAL_REQUESTED and not isinstance(payload.get("approval_id"), str):
         raise InvalidRequest("An approval needs an approval_id.", param=f"{place}.payload.approval_id")
-    if event.type == EventType.WORKFLOW_FAILED and not isinstance(payload.get("error"), dict):
+    if event.type == EventType.WORKFLOW_FAILED and _failure(payload) is None:
         raise InvalidRequest("A failure needs an error with code and message.", param=f"{place}.payload.error")
+
+
+def _failure(payload: dict[str, Any]) -> Failure | None:
+    """The failure that a payload tells of, if it can be read as one by whoever looks at the run later."""
+    try:
+        return msgspec.convert(payload.get("error"), Failure)
+    except msgspec.ValidationError:
+        return None
+
+
+def _state(run: Run, events: Sequence[Event]) -> RunState | None:
+    """What these events make of the run. One that stands still goes on when it says so, not with any word from its worker."""
+    state = RunState.RUNNING if run.state is RunState.QUEUED else None
+    for event in events:
+        state = _STATES.get(event.type, state)
+        if event.type == EventType.WORKFLOW_FAILED and (failure := _failure(event.payload or {})) is not None:
+            state = failed_state(failure)
+    return state
 
 
 def _event(event: PublishedEvent, now: str) -> Event:

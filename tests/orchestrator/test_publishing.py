@@ -71,6 +71,7 @@ async def test_an_ending_closes_the_log(engine: Engine, run: Run) -> None:
         publication("WORKFLOW_COMPLETED", "PROGRESS"),
         publication("APPROVAL_REQUESTED"),
         publication("WORKFLOW_FAILED"),
+        Publication("w", 1, 1, [PublishedEvent("WORKFLOW_FAILED", payload={"error": {"code": "x"}})]),
         publication(),
         publication("PROGRESS", seq=0),
         publication("PROGRESS", attempt=0),
@@ -89,3 +90,21 @@ async def test_what_is_wrong_is_refused_and_leaves_nothing(engine: Engine, run: 
 async def test_a_foreign_run_is_a_missing_one(engine: Engine, run: Run) -> None:
     with pytest.raises(RunNotFound):
         await engine.publish(OTHER, run.id, publication("PROGRESS"))
+
+
+async def test_a_run_that_stands_still_goes_on_only_when_it_says_so(engine: Engine, run: Run) -> None:
+    """Any word published into a paused run made it RUNNING in lists, although it still stood still."""
+    await engine.publish(ACME, run.id, publication("WORKFLOW_PAUSED"))
+    await engine.publish(ACME, run.id, publication("PROGRESS", seq=2))
+    assert (await engine.get(ACME, run.id)).state is RunState.PAUSED
+    await engine.publish(ACME, run.id, publication("WORKFLOW_RESUMED", seq=3))
+    assert (await engine.get(ACME, run.id)).state is RunState.RUNNING
+
+
+async def test_a_published_time_out_is_one(engine: Engine, run: Run) -> None:
+    late = PublishedEvent("WORKFLOW_FAILED", payload={"error": {"code": "timeout", "message": "too late"}})
+    await engine.publish(ACME, run.id, Publication("w", 1, 1, [late]))
+    details = await engine.details(ACME, run.id)
+    assert details.run.state is RunState.TIMEOUT
+    assert details.failure is not None
+    assert details.failure.message == "too late"
