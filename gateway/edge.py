@@ -81,7 +81,7 @@ class CodingUnknown(Misframed):
 
 
 class Admission(Protocol):
-    def admit(self, request: web.Request) -> None:
+    async def admit(self, request: web.Request) -> None:
         """Let a request for an existing route in, with its `PRINCIPAL` where its rule asks for one, or raise why not."""
 
 
@@ -157,7 +157,7 @@ class Edge:
                     return preflight
                 self._front.browsers.check(request)
             if request.match_info.http_exception is None:  # otherwise there is no such route, and the handler raises that
-                self._admission.admit(request)
+                await self._admission.admit(request)
             return await handler(request)
         except HeadgateError as error:
             failed = error

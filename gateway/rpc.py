@@ -61,8 +61,8 @@ async def grpc_door(
 def authenticator(keys: KeyRing) -> Authenticator:
     """Metadata are headers, and the same keys open all doors."""
 
-    def principal(metadata: Metadata) -> Principal:
-        return keys.principal(_headers(metadata))
+    async def principal(metadata: Metadata) -> Principal:
+        return await keys.principal(_headers(metadata))
 
     return principal
 

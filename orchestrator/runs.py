@@ -44,11 +44,30 @@ MOVES: Mapping[RunState, frozenset[RunState]] = {
 """Which state may follow which. A run that ended stays as it ended."""
 
 
-class Principal(msgspec.Struct, frozen=True):
-    """On whose behalf a call is made. Everything it may see follows from its tenant."""
+class Scope(StrEnum):
+    """What a caller may do. Routes and methods say which of these they need."""
+
+    RUNS_READ = "runs:read"
+    RUNS_WRITE = "runs:write"
+    RUNS_EXECUTE_INLINE = "runs:execute-inline"
+    APPROVALS_DECIDE = "approvals:decide"
+    ADMIN = "admin"
+    """All of the others, and the tenant's keys."""
+
+
+EVERYDAY = frozenset(Scope) - {Scope.ADMIN}
+"""The scopes of whoever was given none in particular."""
+
+
+class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
+    """On whose behalf a call is made. Everything it may see follows from its tenant, what it may do from its scopes."""
 
     tenant: str
     key_id: str
+    scopes: frozenset[Scope] = EVERYDAY
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
 class ChatOptions(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -31,7 +31,7 @@ class Outside:
         self._tickets = tickets
         self._access = access
 
-    def admit(self, request: web.Request) -> None:
+    async def admit(self, request: web.Request) -> None:
         if HEADER in request.headers:
             raise InternalHeader
         rule = self._access[request.match_info.route]
@@ -39,7 +39,7 @@ class Outside:
             ticket = request[TICKET] = self._ticket(request)
             request[PRINCIPAL] = ticket.principal
         elif rule is not Access.ANYBODY:
-            request[PRINCIPAL] = self._keys.principal(request.headers)
+            request[PRINCIPAL] = await self._keys.principal(request.headers)
 
     def _ticket(self, request: web.Request) -> Ticket:
         """The one ticket of a request that has no key as well: it must be clear on whose behalf it comes."""
@@ -57,12 +57,12 @@ class Inside:
         self._operators = operators
         self._access = access
 
-    def admit(self, request: web.Request) -> None:
+    async def admit(self, request: web.Request) -> None:
         match self._access[request.match_info.route]:
             case Access.ANYBODY:
                 return
             case Access.OPERATOR:
-                request[PRINCIPAL] = self._operators.principal(request.headers)
+                request[PRINCIPAL] = await self._operators.principal(request.headers)
             case Access.KEY | Access.STREAM:
                 self._check(request)
 

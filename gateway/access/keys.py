@@ -17,7 +17,7 @@ import msgspec
 from multidict import MultiMapping
 
 from gateway.errors import Unauthorized
-from orchestrator.runs import Principal
+from orchestrator.runs import Principal, Scope
 
 
 class Access(Enum):
@@ -34,16 +34,16 @@ class Access(Enum):
 
 
 class KeyRing(Protocol):
-    def principal(self, headers: MultiMapping[str]) -> Principal:
+    async def principal(self, headers: MultiMapping[str]) -> Principal:
         """On whose behalf a request with these headers is made. Raises Unauthorized."""
 
 
 class Open:
     """`auth.mode: off`: everybody is the one tenant. Settings refuse it unless the server is bound to loopback."""
 
-    _everybody = Principal(tenant="default", key_id="anonymous")
+    _everybody = Principal(tenant="default", key_id="anonymous", scopes=frozenset(Scope))
 
-    def principal(self, headers: MultiMapping[str]) -> Principal:
+    async def principal(self, headers: MultiMapping[str]) -> Principal:
         return self._everybody
 
 
@@ -60,7 +60,7 @@ class Keys:
         # Found by a prefix of the digest, which an attacker can neither choose nor learn from; the rest in constant time.
         self._known = {entry.digest[:8]: entry for entry in known}
 
-    def principal(self, headers: MultiMapping[str]) -> Principal:
+    async def principal(self, headers: MultiMapping[str]) -> Principal:
         digest = hashlib.sha256(_presented(headers)).digest()
         entry = self._known.get(digest[:8])
         if entry is None or not hmac.compare_digest(entry.digest, digest):

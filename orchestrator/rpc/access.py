@@ -6,7 +6,7 @@ that nothing in the orchestrator depends on the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from orchestrator.runs import Principal
 Metadata = Sequence[tuple[str, str | bytes]]
 """A call's metadata: names in lower case, in the order in which they came, repetitions included."""
 
-Authenticator = Callable[[Metadata], Principal]
+Authenticator = Callable[[Metadata], Awaitable[Principal]]
 """On whose behalf a call with this metadata is made. Raises a HeadgateError with status 401."""
 
 

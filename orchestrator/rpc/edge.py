@@ -152,7 +152,7 @@ class Edge:
     async def _converse(self, converse: Conversation, context: Context) -> HeadgateError | None:
         try:
             line = Line(context, self._stall_timeout_s)
-            principal = self._authenticate(line.metadata)
+            principal = await self._authenticate(line.metadata)
             with self._drain.answer():
                 await converse(principal, line)
         except HeadgateError as error:
