@@ -31,6 +31,10 @@ class Idempotency(msgspec.Struct, frozen=True, omit_defaults=True):
     anew: bool = False
 
 
+CacheUse = Literal["use", "renew", "avoid"]
+"""What a request wants of its model's cache: an answer that is there, a new one that others may get, or nothing to do with it."""
+
+
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request for a run. `body` is the OpenAI-shaped request as `runs.RunRequest` describes it."""
 
@@ -40,6 +44,7 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     session_id: str | None = None
     metadata: dict[str, Any] | None = None
     idempotency: Idempotency | None = None
+    cache: CacheUse = "use"
 
 
 DEPARTED = "the client disconnected"

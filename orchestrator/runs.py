@@ -96,11 +96,23 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     trace: Trace | None = None
 
 
+class Cached(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose answer a run gives again: that of an earlier run of the tenant, which was asked the same, or something so similar.
+
+    `score` is the similarity, 1 at most. None: the question was the same.
+    """
+
+    run_id: str
+    score: float | None = None
+
+
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     """A run as its log's metadata tells it. Times are milliseconds since the epoch.
 
     `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it. `query` is the
     beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own worker executes it.
+    `cached`: nothing was executed, and nothing spent, because the answer had been given before. What usage such a run tells of is
+    that of the run that it repeats.
     `repeated` is only in the answer to a submission: an earlier one with the same idempotency key has begun the run.
     """
 
@@ -119,6 +131,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline_ms: int | None = None
     started_ms: int | None = None
     ended_ms: int | None = None
+    cached: Cached | None = None
     repeated: bool = False
 
 

@@ -172,14 +172,19 @@ class Log(Protocol):
     ) -> Appended:
         """Create the run's log with its first events, by writer `engine`, whose appends it does not count. Raises LogExists.
 
+        A run that is over, by its state, comes with all its events, ending included: its log is opened and closed in one step.
+
         `events`, here and in `append`, are the decoded bodies if the caller has them, so that local readers need not decode.
         """
 
-    async def reserve(self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "") -> Reservation:
+    async def reserve(
+        self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "", keep_ms: int | None = None
+    ) -> Reservation:
         """Give a tenant's name to a run that may be opened, unless another run has it already; answers which run has it now.
 
         One step: of many callers one gets what it wanted. `instead_of` is a run that is to lose the name, if it still has it.
-        A name is remembered for as long as a log is kept, counted from here, so a log that was opened after it outlives it.
+        A name is remembered for `keep_ms`, or as long as a log is kept, counted from here; so a log that was opened after it
+        outlives it.
         """
 
     async def remember(self, tenant: str, name: str) -> None:

@@ -103,19 +103,24 @@ class MemoryLog:
         record = store.records[run.id] = Record(run, request, store.now_ms())
         store.active.setdefault(run.id)
         record.add(bodies, store.now_ms(), store.max_events)
+        if run.state.ended:
+            record.close()
+            store.settle(run.id)
         appended = Appended(1, len(bodies), record.ms)
         self._hand_on(run.id, appended, 0, bodies, None)
         await store.at("open", "answered")
         self._hand_on(run.id, appended, 0, bodies, events, local=True)
         return appended
 
-    async def reserve(self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "") -> Reservation:
+    async def reserve(
+        self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "", keep_ms: int | None = None
+    ) -> Reservation:
         store = self._store
         await store.at("reserve", "sent")
         held, until_ms = store.reservations.get((tenant, name), (wanted, 0))
         if until_ms <= store.now_ms() or instead_of in (ANY_RUN, held.run_id):
             held = wanted
-            store.reservations[tenant, name] = wanted, store.now_ms() + store.retention_ms
+            store.reservations[tenant, name] = wanted, store.now_ms() + (keep_ms or store.retention_ms)
         await store.at("reserve", "answered")
         return held
 

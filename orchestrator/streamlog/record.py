@@ -92,6 +92,11 @@ class Record:
         self.seq += len(bodies)
         del self._entries[: max(0, len(self._entries) - max_events)]
 
+    def close(self) -> None:
+        """The run was over when it was opened."""
+        self.closed = True
+        self.run = msgspec.structs.replace(self.run, started_ms=self.ms, ended_ms=self.ms)
+
     def claim(self, name: str, attempt: int, lease_ms: int, now_ms: int) -> Claim:
         if self.closed:
             raise LogClosed

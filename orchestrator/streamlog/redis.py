@@ -133,8 +133,10 @@ class RedisLog:
         self, run: Run, request: RunRequest, bodies: Sequence[bytes], *, events: Sequence[Event] | None = None
     ) -> Appended:
         keys, channel = self._keys(run.id)
-        args: Command = (self._origin, channel, self._retention_ms, _encode(run), run.state, _encode(request), *_batches(bodies))
-        parse = partial(self._appended, run.id, bodies, events, False)
+        over = run.state.ended
+        about: Command = (_encode(run), run.state, _encode(request), int(over))
+        args: Command = (self._origin, channel, self._retention_ms, *about, *_batches(bodies))
+        parse = partial(self._appended, run.id, bodies, events, over)
         try:
             async with asyncio.timeout(self._admission_s):
                 await self._writes.ready()
@@ -144,10 +146,12 @@ class RedisLog:
             raise LogUnavailable(retry_after_s=1.0) from None
         return appended
 
-    async def reserve(self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "") -> Reservation:
+    async def reserve(
+        self, tenant: str, name: str, wanted: Reservation, *, instead_of: str = "", keep_ms: int | None = None
+    ) -> Reservation:
         try:
             async with asyncio.timeout(self._admission_s):
-                return await self._registry.reserve(tenant, name, wanted, instead_of)
+                return await self._registry.reserve(tenant, name, wanted, instead_of, keep_ms)
         except TimeoutError:
             raise LogUnavailable(retry_after_s=1.0) from None
 

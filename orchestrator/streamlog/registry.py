@@ -112,8 +112,8 @@ class Registry:
         key = f"{self._prefix}:lease:{name}".encode()
         return bool(await self._connection.run(self._take, [key], [owner, ttl_ms]))
 
-    async def reserve(self, tenant: str, name: str, wanted: Reservation, instead_of: str) -> Reservation:
-        args = (wanted.run_id, wanted.digest, self._retention_ms, instead_of)
+    async def reserve(self, tenant: str, name: str, wanted: Reservation, instead_of: str, keep_ms: int | None) -> Reservation:
+        args = (wanted.run_id, wanted.digest, keep_ms or self._retention_ms, instead_of)
         run_id, digest = await self._connection.run(self._reserve, [self._reservation(tenant, name)], args)
         return Reservation(run_id.decode(), digest.decode())
 

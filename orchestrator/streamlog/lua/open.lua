@@ -1,10 +1,10 @@
--- Creates a run's log with its first events, in batches as append.lua tells.
+-- Creates a run's log with its first events, in batches as append.lua tells; of a run that is over, with all it will ever have.
 -- KEYS: events, meta, request, kept
--- ARGV: origin, channel, retention_ms, run (JSON), state, request (JSON), then for each batch: count, keeps, lines
+-- ARGV: origin, channel, retention_ms, run (JSON), state, request (JSON), over (0 or 1), then for each batch: count, keeps, lines
 -- Returns {first_seq, count, ms, prev_ms, repeated, closed}, or the code of the refusal.
-local FIRST = 7
+local FIRST = 8
 local events, meta, request, kept = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local retention_ms = ARGV[3]
+local retention_ms, over = ARGV[3], tonumber(ARGV[7])
 
 if redis.call('EXISTS', meta, events) > 0 then return 'log_exists' end
 
@@ -20,6 +20,7 @@ for i = FIRST, #ARGV, 3 do
 end
 
 redis.call('HSET', meta, 'run', ARGV[4], 'state', ARGV[5], 'seq', seq, 'ms', ms, 'refreshed', ms)
+if over == 1 then redis.call('HSET', meta, 'closed', '1', 'started', ms, 'ended', ms) end
 redis.call('SET', request, ARGV[6], 'PX', retention_ms)
 redis.call('PEXPIRE', events, retention_ms)
 redis.call('PEXPIRE', meta, retention_ms)
@@ -28,4 +29,4 @@ redis.call('PEXPIRE', kept, retention_ms)
 if seq > 0 then
   redis.call('PUBLISH', ARGV[2], ARGV[1] .. ' 0 ' .. seq .. ' ' .. ms .. ' 0\n' .. table.concat(lines, '\n'))
 end
-return {1, seq, ms, 0, 0, 0}
+return {1, seq, ms, 0, 0, over}

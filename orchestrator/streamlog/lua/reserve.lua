@@ -1,6 +1,6 @@
 -- Gives a name to the run of its first caller, and tells all others which run has it.
 -- KEYS: reservation
--- ARGV: run_id, digest, retention_ms, instead_of (a run's id, '*' for whoever has it, '' for nobody)
+-- ARGV: run_id, digest, keep_ms, instead_of (a run's id, '*' for whoever has it, '' for nobody)
 -- Returns {run_id, digest} of the run that has the name now.
 local held = redis.call('GET', KEYS[1])
 if held then

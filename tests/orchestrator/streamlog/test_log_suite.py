@@ -118,6 +118,21 @@ class TestOpen:
         assert await here.log.run(run.id) == run
         assert (await here.log.tail(run.id)).first_seq == 1
 
+    async def test_a_run_that_is_over_is_opened_and_closed_at_once(self, world: Any, body: Body, ask: RunRequest) -> None:
+        here = await world.process()
+        run = msgspec.structs.replace(world.run(), state=RunState.COMPLETED)
+        end = encode(Event("STREAM_END", "2026-01-01T00:00:00.000Z"))
+        appended = await here.log.open(run, ask, [body(1), body("x" * 20_000), body(3), end])
+        assert (appended.first_seq, appended.count) == (1, 4)
+        assert await here.log.tail(run.id) == Tail(4, appended.ms, 1, closed=True)
+        assert [entry.body for entry in await everything(here.log, run.id)] == [body(1), body("x" * 20_000), body(3), end]
+        assert await here.log.run(run.id) == msgspec.structs.replace(run, started_ms=appended.ms, ended_ms=appended.ms)
+        assert [entry.seq for entry in here.heard] == [1, 2, 3, 4]
+        assert (await here.log.active(), await here.log.unarchived(10)) == ([], [run.id])
+        assert await outcome(here.log.append(run.id, "w", 1, 1, [body(5)])) is LogClosed
+        with pytest.raises(LogExists):
+            await here.log.open(run, ask, [body(1)])
+
     async def test_a_missing_log(self, world: Any, body: Body) -> None:
         here = await world.process()
         run_id = world.run().id

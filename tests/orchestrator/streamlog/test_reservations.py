@@ -64,6 +64,14 @@ async def test_a_name_is_forgotten_when_its_time_is_up(world: Any) -> None:
     assert await here.log.reserve("acme", "k", wanted(2)) == wanted(2)
 
 
+async def test_a_name_may_be_forgotten_sooner_than_a_log(world: Any) -> None:
+    here = await world.process()
+    assert await here.log.reserve("acme", "k", wanted(1), keep_ms=world.fast_ms) == wanted(1)
+    assert await here.log.reserve("acme", "k", wanted(2), keep_ms=world.fast_ms) == wanted(1)
+    await world.pass_ms(world.fast_ms)
+    assert await here.log.reserve("acme", "k", wanted(2), keep_ms=world.fast_ms) == wanted(2)
+
+
 async def test_a_name_that_is_remembered_lasts_longer_and_one_that_is_not_does_not_come_back(world: Any) -> None:
     here = await world.process(retention_ms=world.fast_ms)
     await here.log.reserve("acme", "k", wanted(1))
