@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from orchestrator.errors import ModelNotFound
 from orchestrator.plans.plan import Plan
+from orchestrator.spending.config import ModelPrice, RunBudget
 
 
 class UserWorkflow(BaseModel):
@@ -49,6 +50,10 @@ class ModelEntry(BaseModel):
         default="cancel",
         description="When the client that asked leaves: cancel the run, let it go on, or cancel after so many seconds.",
     )
+    price: ModelPrice | None = Field(
+        default=None, description="US dollars per million tokens. Without a price usage has no cost, and no budget in money."
+    )
+    budget: RunBudget | None = Field(default=None, description="What one run may use. A request may ask for less.")
     owned_by: str = Field(default="headgate", description="`owned_by` in `GET /v1/models`.")
 
     @model_validator(mode="after")

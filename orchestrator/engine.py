@@ -36,7 +36,10 @@ CacheUse = Literal["use", "renew", "avoid"]
 
 
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A request for a run. `body` is the OpenAI-shaped request as `runs.RunRequest` describes it."""
+    """A request for a run. `body` is the OpenAI-shaped request as `runs.RunRequest` describes it.
+
+    `budget_tokens`: stop the run when it has used so many; the model may allow less.
+    """
 
     model: str
     body: dict[str, Any]
@@ -45,6 +48,7 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, Any] | None = None
     idempotency: Idempotency | None = None
     cache: CacheUse = "use"
+    budget_tokens: int | None = None
 
 
 DEPARTED = "the client disconnected"

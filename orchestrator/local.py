@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from orchestrator import trace
-from orchestrator.catalog import Catalog, Resolved
+from orchestrator.catalog import Catalog, ModelEntry, Resolved
 from orchestrator.clock import Clock
 from orchestrator.control import Control
 from orchestrator.ender import Ender
@@ -128,6 +128,9 @@ class LocalEngine:
             session_id=submission.session_id,
             query=_query(submission.body),
             metadata=submission.metadata,
+            key_id=principal.key_id,
+            price=None if entry.price is None else entry.price.price(),
+            budget_tokens=_budget(submission, entry),
         )
         request = RunRequest(
             model=submission.model,
@@ -277,6 +280,12 @@ class LocalEngine:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _budget(submission: Submission, entry: ModelEntry) -> int | None:
+    """The smaller of what the request and the model allow."""
+    budgets = [submission.budget_tokens, None if entry.budget is None else entry.budget.tokens]
+    return min((tokens for tokens in budgets if tokens is not None), default=None)
 
 
 def _query(body: dict[str, Any]) -> str | None:

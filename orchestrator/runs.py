@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import Failure
+from orchestrator.spending.money import Price
 from orchestrator.trace import Trace
 
 
@@ -113,7 +114,9 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own worker executes it.
     `cached`: nothing was executed, and nothing spent, because the answer had been given before. What usage such a run tells of is
     that of the run that it repeats.
-    `repeated` is only in the answer to a submission: an earlier one with the same idempotency key has begun the run.
+    `key_id` is the key that it was asked for with. `price` is that of its model when it began, and `budget_tokens` what all its
+    agents may use together. `repeated` is only in the answer to a submission: an earlier one with the same idempotency key has
+    begun the run.
     """
 
     id: str
@@ -132,6 +135,9 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     started_ms: int | None = None
     ended_ms: int | None = None
     cached: Cached | None = None
+    key_id: str = ""
+    price: Price | None = None
+    budget_tokens: int | None = None
     repeated: bool = False
 
 
