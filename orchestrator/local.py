@@ -220,7 +220,11 @@ class LocalEngine:
 
     async def models(self) -> Sequence[ModelCard]:
         cards = {name: ModelCard(name, owned_by=entry.owned_by) for name, entry in self._catalog.named()}
-        asked = [(prefix, entry.plan.agent.upstream[0]) for prefix, entry in self._catalog.patterns() if entry.plan is not None]
+        asked = [
+            (prefix, next(iter(entry.plan.agent.upstream)))
+            for prefix, entry in self._catalog.patterns()
+            if entry.plan is not None
+        ]
         names = dict.fromkeys(upstream for _, upstream in asked)
         served = dict(zip(names, await asyncio.gather(*map(self._served, names)), strict=True))
         for prefix, upstream in asked:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+from orchestrator.upstreams.route import AgentRoute, Route, Upstreams
 
 
 class StepModel(BaseModel):
@@ -24,9 +22,11 @@ class Agent(StepModel):
     """One upstream conversation."""
 
     name: str = Field(default="agent", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Its `agent_id` in events.")
-    upstream: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
-        description="An upstream's name, or several: the next one is tried when one fails before its first token."
+    upstream: Upstreams = Field(
+        description="An upstream's name, or several: the next one is tried when one fails before its first token. With weights, "
+        "`{local: 3, openai: 1}`, each is the first so often; one of weight 0 only ever follows."
     )
+    route: AgentRoute = Field(default=Route(), description="How patiently upstreams are asked, and whether two at once.")
     model: str | None = Field(
         default=None,
         description="The model's name at the upstream; default is the requested one (after the slash of a prefix entry).",

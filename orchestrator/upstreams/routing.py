@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 
+from orchestrator.upstreams.balance import Names, ordered
 from orchestrator.upstreams.upstream import (
     Call,
     Delta,
@@ -138,19 +139,19 @@ class Router:
         self._chance = chance
         self._sleep = sleep
 
-    def continues(self, names: Sequence[str]) -> bool:
+    def continues(self, names: Names) -> bool:
         """Whether every one of these upstreams can go on from a prefix."""
         return all(self._upstreams[name].continues for name in names)
 
     @asynccontextmanager
-    async def ask(self, names: Sequence[str], call: Call, on_failure: OnFailure | None = None) -> AsyncIterator[Answer]:
+    async def ask(self, names: Names, call: Call, on_failure: OnFailure | None = None) -> AsyncIterator[Answer]:
         """The answer of the first upstream that begins one. Leaving the block closes its socket.
 
         Raises the most telling UpstreamError when none does, and, while the answer is read, whatever breaks it off.
         A prefix is only given to upstreams that can continue; to the others the call goes without, and they begin anew.
         """
         errors: list[UpstreamError] = []
-        names = list(names)
+        names = ordered(names, self._chance)
         place = tries = 0
         while True:
             name = names[place]

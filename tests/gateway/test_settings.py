@@ -147,6 +147,12 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("models: {foo: {plan: {agent: {upstream: [demo, dmo]}}}}\nupstreams: {demo: {kind: scripted}}", [
         "models.foo.plan.agent.upstream: there is no upstream 'dmo' (did you mean 'demo'?)",
     ]),
+    ("models: {foo: {plan: {agent: {upstream: {demo: 3, b: -1}}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.foo.plan.agent.upstream.b: should be greater than or equal to 0",
+    ]),
+    ("models: {foo: {plan: {agent: {upstream: demo, route: {hegde: {}}}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.foo.plan.agent.route: unknown key 'hegde' (did you mean 'hedge'?)",
+    ]),
     ("models: {f*: {plan: {agent: {upstream: demo}}}}\nupstreams: {demo: {kind: scripted}}", [
         "models.f*: is neither an exact name, nor prefix/*, nor *",
     ]),

@@ -31,12 +31,27 @@ def plan(**agent: Any) -> Plan:
 def test_an_upstream_may_be_one_or_several() -> None:
     assert plan().agent.upstream == ("a",)
     assert plan(upstream=["a", "b", "a"]).upstreams() == {"a", "b"}
+    assert plan(upstream={"a": 3, "b": 0}).upstreams() == {"a", "b"}
 
 
 @pytest.mark.parametrize(
     ("agent", "place"),
     [
         ({"upstream": []}, ("agent", "upstream")),
+        ({"upstream": {}}, ("agent", "upstream")),
+        ({"upstream": {"a": 0, "b": 0}}, ("agent", "upstream")),
+        ({"upstream": {"a": 1, "b": -1}}, ("agent", "upstream", "by weight", "b")),
+        ({"upstream": {"a": "much"}}, ("agent", "upstream", "by weight", "a")),
+        ({"upstream": {"a": float("inf")}}, ("agent", "upstream", "by weight", "a")),
+        ({"upstream": {"a": float("nan")}}, ("agent", "upstream", "by weight", "a")),
+        ({"route": {"hedge": {}}}, ("agent", "route")),
+        ({"upstream": ["a", "a"], "route": {"hedge": {}}}, ("agent", "route")),
+        ({"upstream": ["a", "b"], "route": {"hedge": {"after_s": 0}}}, ("agent", "route", "hedge", "after_s")),
+        ({"upstream": ["a", "b"], "route": {"hedge": {"after_s": 1, "after_percentile": 9}}}, ("agent", "route", "hedge")),
+        ({"upstream": ["a", "b"], "route": {"hedge": {"max_share": 1.5}}}, ("agent", "route", "hedge", "max_share")),
+        ({"route": {"retry": {"attempts": 0}}}, ("agent", "route", "retry", "attempts")),
+        ({"route": {"retry": {"on": ["bad_luck"]}}}, ("agent", "route", "retry", "on", 0)),
+        ({"route": {"retry": {"backoff": 0.5}}}, ("agent", "route", "retry", "backoff")),
         ({"name": "with space"}, ("agent", "name")),
         ({"name": ""}, ("agent", "name")),
         ({"name": "said:ending"}, ("agent", "name")),
@@ -58,6 +73,9 @@ def test_a_plan_survives_being_kept_beside_a_log() -> None:
     whole = Plan.model_validate({"agent": FULL})
     assert Plan.model_validate(whole.model_dump(mode="json")) == whole
     assert whole.answers == "root"
+    weighted = plan(upstream={"b": 1, "a": 2.5}, route={"retry": {"on": ["cut"]}, "hedge": {"after_s": 1}})
+    again = Plan.model_validate(weighted.model_dump(mode="json"))
+    assert (again, list(again.agent.upstream)) == (weighted, ["b", "a"])
 
 
 def test_an_outline_decides_the_same_and_holds_no_words() -> None:
