@@ -1,0 +1,38 @@
+"""One upstream call as it goes: who answers it, when it began to, what it cost. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.upstreams.upstream import Usage
+
+
+class UpstreamCall:
+    """It was given `given_chars` of the answer to continue from, which are not its own."""
+
+    def __init__(self, call_id: str, started_at: float, given_chars: int = 0) -> None:
+        self.id = call_id
+        self.started_at = started_at
+        self.given_chars = given_chars
+        self.first_at: float | None = None
+        self.upstream: str | None = None
+        self.usage: Usage | None = None
+        self.notes: list[str] = []
+
+    def output(self, model: str, said: dict[str, Any], usage: Usage, now: float, *, aborted: bool) -> dict[str, Any]:
+        """The payload of its `LLM_OUTPUT`; `said` is what the answer contributes."""
+        payload: dict[str, Any] = {
+            "call_id": self.id,
+            "model": model,
+            "upstream": self.upstream,
+            **said,
+            "usage": usage.facts(),
+            "duration_ms": round((now - self.started_at) * 1000),
+        }
+        if self.first_at is not None:
+            payload["ttft_ms"] = round((self.first_at - self.started_at) * 1000)
+        if aborted:
+            payload["aborted"] = True
+        if self.notes:
+            payload["notes"] = self.notes
+        return payload
