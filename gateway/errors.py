@@ -7,7 +7,6 @@
     ├── MethodNotAllowed          405  `allow` names the methods
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
-    ├── RateLimited               429  `retry_after_s`
     ├── HeadersTooLarge           431
     ├── Draining                  503  this replica is going away
     ├── RunInProgress             409  the run has not ended yet; `retry_after_s`
@@ -86,15 +85,6 @@ class HeadersTooLarge(HeadgateError):
     status = 431
     type = "invalid_request_error"
     code = "headers_too_large"
-
-
-class RateLimited(HeadgateError):
-    """Too many requests. Wait before the next one."""
-
-    status = 429
-    type = "rate_limit_error"
-    code = "rate_limit_exceeded"
-    retryable = True
 
 
 class Draining(HeadgateError):

@@ -9,7 +9,11 @@
     ├── RunConflict               409  the run is not in a state that allows this
     │   └── IdempotencyKeyReused  409  one key, two bodies
     ├── PositionGone              410  the named event is no longer in the log
+    ├── RateLimited               429  too much at a time; `retry_after_s`, and `quota` for the headers
+    │   └── TooManyStreams        429
+    ├── BudgetExceeded            429  nothing is left to spend: waiting a moment is no help
     ├── Unavailable               503  a backend is away; `retry_after_s`
+    │   └── LimitsUnavailable     503
     ├── LogRefused                     an append the log must not take (see `streamlog.log`)
     └── UpstreamError                  see `upstreams.upstream`
 
@@ -23,6 +27,8 @@ from __future__ import annotations
 from typing import Self
 
 import msgspec
+
+from orchestrator.limits.quota import Quota
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,6 +139,31 @@ class PositionGone(HeadgateError):
     code = "position_gone"
 
 
+class RateLimited(HeadgateError):
+    """Too many requests. Wait before the next one."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retryable = True
+    quota: Quota | None = None
+
+
+class TooManyStreams(RateLimited):
+    """Too many streams are being read at a time. Close one, then try again."""
+
+    type = "streams"
+    code = "too_many_streams"
+
+
+class BudgetExceeded(HeadgateError):
+    """You exceeded your current quota: the budget for this period is spent."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
 class Unavailable(HeadgateError):
     """A backend is temporarily unavailable. Try again shortly."""
 
@@ -140,6 +171,12 @@ class Unavailable(HeadgateError):
     type = "server_error"
     code = "backend_unavailable"
     retryable = True
+
+
+class LimitsUnavailable(Unavailable):
+    """Limits cannot be checked at the moment. Try again shortly."""
+
+    code = "limits_unavailable"
 
 
 class LogRefused(HeadgateError):

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import Failure
+from orchestrator.limits.quota import Allowance, Hold, Quota
 from orchestrator.spending.money import Price
 from orchestrator.trace import Trace
 
@@ -61,11 +62,15 @@ EVERYDAY = frozenset(Scope) - {Scope.ADMIN}
 
 
 class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
-    """On whose behalf a call is made. Everything it may see follows from its tenant, what it may do from its scopes."""
+    """On whose behalf a call is made. Everything it may see follows from its tenant, what it may do from its scopes.
+
+    `limits` are the key's own; where it has none, those that the configuration has for every key hold.
+    """
 
     tenant: str
     key_id: str
     scopes: frozenset[Scope] = EVERYDAY
+    limits: Allowance | None = None
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
@@ -115,8 +120,8 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     `cached`: nothing was executed, and nothing spent, because the answer had been given before. What usage such a run tells of is
     that of the run that it repeats.
     `key_id` is the key that it was asked for with. `price` is that of its model when it began, and `budget_tokens` what all its
-    agents may use together. `repeated` is only in the answer to a submission: an earlier one with the same idempotency key has
-    begun the run.
+    agents may use together; `hold` is what limits hold for it. Only in the answer to a submission are `repeated` (an earlier one
+    with the same idempotency key has begun the run) and `quota` (what the caller's limits per minute let through yet).
     """
 
     id: str
@@ -138,7 +143,9 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     key_id: str = ""
     price: Price | None = None
     budget_tokens: int | None = None
+    hold: Hold | None = None
     repeated: bool = False
+    quota: Quota | None = None
 
 
 class RunFilter(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from gateway.departures import Departures
-from gateway.errors import Draining, RateLimited, StreamGap
+from gateway.errors import Draining, StreamGap
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.counted import counted
 from gateway.transports.drain import Drain
@@ -39,7 +39,7 @@ from gateway.wire.ws_messages import (
     parse_operation,
 )
 from orchestrator.engine import Decision, Engine
-from orchestrator.errors import Failure, HeadgateError, RunConflict, RunNotFound
+from orchestrator.errors import Failure, HeadgateError, RateLimited, RunConflict, RunNotFound
 from orchestrator.runs import Principal, is_run_id
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gateway import errors
-from orchestrator.errors import Failure, HeadgateError, InvalidRequest, Unavailable
+from orchestrator.errors import Failure, HeadgateError, InvalidRequest, RateLimited, Unavailable
 
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, HeadgateError)]
 
@@ -28,7 +28,7 @@ def test_codes_are_unique() -> None:
 
 
 def test_a_wait_is_told_in_seconds_and_milliseconds() -> None:
-    assert errors.headers(errors.RateLimited(retry_after_s=0.25)) == {"retry-after": "1", "retry-after-ms": "250"}
+    assert errors.headers(RateLimited(retry_after_s=0.25)) == {"retry-after": "1", "retry-after-ms": "250"}
     assert errors.headers(errors.RunInProgress()) == {"retry-after": "1", "retry-after-ms": "1000"}
     assert errors.headers(Unavailable(retry_after_s=0)) == {"retry-after": "0", "retry-after-ms": "0"}
 

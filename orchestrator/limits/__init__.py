@@ -1,0 +1,4 @@
+"""Limits and budgets that hold across replicas.
+
+`quota`: what is allowed, and how much of it is left. `limits`: what the engine asks. `redis`: the one place that counts.
+"""
