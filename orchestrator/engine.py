@@ -36,7 +36,7 @@ CacheUse = Literal["use", "renew", "avoid"]
 
 
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A request for a run. `body` is the OpenAI-shaped request as `runs.RunRequest` describes it.
+    """A request for a run. `body` and `context` are as `runs.RunRequest` describes them.
 
     `budget_tokens`: stop the run when it has used so many; the model may allow less.
     """
@@ -46,6 +46,7 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     options: ChatOptions = ChatOptions()
     session_id: str | None = None
     metadata: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
     idempotency: Idempotency | None = None
     cache: CacheUse = "use"
     budget_tokens: int | None = None

@@ -6,7 +6,6 @@ ends: the answer of an agent that only streamed, or the workflow's result as the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ MAX_INPUT_BYTES = 1_500_000
 """Temporal refuses payloads above 2 MB, and the input is one."""
 
 
-def workflow_input(run: Run, body: Mapping[str, Any], shape: str) -> Any:
+def workflow_input(run: Run, request: RunRequest, shape: str) -> Any:
     """The workflow's one argument. Raises InvalidRequest when Temporal would not take it."""
     query = run.query or ""
     given: Any = query
@@ -34,10 +33,11 @@ def workflow_input(run: Run, body: Mapping[str, Any], shape: str) -> Any:
             "run_id": run.id,
             "model": run.model,
             "query": query,
-            "messages": body.get("messages", []),
-            "body": {key: value for key, value in body.items() if key != "messages"},
+            "messages": request.body.get("messages", []),
+            "body": {key: value for key, value in request.body.items() if key != "messages"},
             "session_id": run.session_id,
             "metadata": run.metadata or {},
+            "context": request.context or {},
         }
     if len(msgspec.json.encode(given)) > MAX_INPUT_BYTES:
         raise InvalidRequest(

@@ -138,10 +138,11 @@ class LocalEngine:
             plan={} if entry.plan is None else entry.plan.model_dump(mode="json"),
             body=submission.body,
             workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
+            context=submission.context,
             trace=trace.current(),
         )
         if entry.workflow is not None:
-            workflow_input(run, submission.body, entry.workflow.input)  # one that is too large must not leave half a run
+            workflow_input(run, request, entry.workflow.input)  # one that is too large must not leave half a run
         started = Event(
             EventType.WORKFLOW_STARTED,
             timestamp(now_ms),

@@ -91,7 +91,8 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     `body` is the OpenAI-shaped request (messages, tools, parameters …) without `model`, `stream`, `stream_options` and
     `headgate_options`. `plan` is the validated plan as plain data: a run keeps the plan that it started with.
     `upstream_model` is the model's name at the upstream, unless a step of the plan sets one. `workflow` is how a user's own
-    worker is asked to run it, in which case there is no plan. `trace`: that of the request, for its upstream calls.
+    worker is asked to run it, in which case there is no plan. `context` is what the client said about the request beside its
+    prompt; no upstream sees it, unless the plan puts it into a prompt. `trace`: that of the request, for its upstream calls.
     """
 
     model: str
@@ -99,6 +100,7 @@ class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     plan: dict[str, Any]
     body: dict[str, Any]
     workflow: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
     trace: Trace | None = None
 
 

@@ -139,13 +139,15 @@ class ChatBody(Checked):
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """A request that may be submitted. `on_disconnect` and `context` are None unless the client gave them."""
+    """A request that may be submitted. `on_disconnect` is None unless the client gave it."""
 
     submission: Submission
     stream: bool = False
     on_disconnect: OnDisconnect | None = None
-    context: dict[str, Any] | None = None
 
+
+MAX_RECORDED_BYTES = 16 * 1024
+"""What a run remembers of a request's context and metadata is read whenever runs are listed."""
 
 _OURS = frozenset({"model", "stream", "stream_options", "headgate_options"})
 _RECORDED = ("user", "safety_identifier", "store")
@@ -174,16 +176,23 @@ def parse_chat_request(raw: bytes, *, stream_ids: bool = False, session_id: str 
         body={name: value for name, value in body.items() if value is not None and name not in _OURS},
         options=options,
         session_id=ours.session_id or session_id,
-        metadata=_recorded(body),
+        metadata=_recorded(body, ours.context),
+        context=ours.context,
     )
-    return ChatRequest(submission, bool(checked.stream), ours.on_disconnect, ours.context)
+    return ChatRequest(submission, bool(checked.stream), ours.on_disconnect)
 
 
 _NONE_OF_OURS = HeadgateOptions()
 _NO_STREAM_OPTIONS = StreamOptions()
 
 
-def _recorded(body: dict[str, Any]) -> dict[str, Any] | None:
-    """What the run remembers about the request: its metadata, and who it was for where metadata does not say so itself."""
+def _recorded(body: dict[str, Any], context: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the run remembers about the request: its metadata, and its context and who it was for where metadata does not say so
+    itself."""
     about = {name: body[name] for name in _RECORDED if body.get(name) is not None}
+    if context:
+        about["context"] = context
+        if len(msgspec.json.encode(context)) > MAX_RECORDED_BYTES:
+            param = "headgate_options.context"
+            raise InvalidRequest(f"'{param}' is longer than {MAX_RECORDED_BYTES} bytes.", param=param, code="too_long")
     return (about | (body.get("metadata") or {})) or None

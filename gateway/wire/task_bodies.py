@@ -15,7 +15,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 from multidict import MultiMapping
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
-from gateway.wire.chat_request import SessionId
+from gateway.wire.chat_request import MAX_RECORDED_BYTES, SessionId
 from gateway.wire.event_types import wanted_types
 from gateway.wire.json_body import parse_object
 from gateway.wire.refusal import refusal
@@ -25,9 +25,6 @@ from orchestrator.runs import RunState
 
 Tier = Literal["small", "medium", "large"]
 Name = Annotated[str, MinLen(1), MaxLen(256)]
-
-MAX_RECORDED_BYTES = 16 * 1024
-"""What a run remembers of a task's `context` and `metadata` is read whenever runs are listed."""
 
 Body = TypeVar("Body", bound=BaseModel)
 Query = TypeVar("Query", bound=BaseModel)
@@ -57,7 +54,7 @@ class SubmitBody(NativeBody):
     context: dict[str, Any] | None = Field(
         default=None,
         description="`system_prompt`, a string, is put before the query as the system message. Everything else is recorded with "
-        "the task (at most 16 KiB together with `metadata`) and not shown to the model.",
+        "the task (at most 16 KiB together with `metadata`), for the model's plan; a model sees of it what the plan shows it.",
     )
     mode: Name | None = Field(default=None, description="Recorded with the task. What a task does follows from its model.")
     model: Name | None = Field(default=None, description="One of `GET /v1/models`.")
@@ -217,6 +214,7 @@ def submission(task: SubmitBody, model: str, session_id: str) -> Submission:
         body={"messages": [*messages, {"role": "user", "content": task.query}]},
         session_id=session_id,
         metadata=_recorded(task, context),
+        context=context or None,
     )
 
 

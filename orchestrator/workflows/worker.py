@@ -130,7 +130,7 @@ class Temporal:
             await self._start(WORKFLOW, RunInput(run.id, outline, self._heartbeat_s, generation), run.id)
             return
         target = request.workflow
-        argument = workflow_input(run, request.body, target["input"])
+        argument = workflow_input(run, request, target["input"])
         job = ForeignInput(run.id, target["type"], target["task_queue"], target["timeout_s"], argument)
         await self._start(FOREIGN_WORKFLOW, job, watcher_id(run.id))
 

@@ -76,11 +76,11 @@ def test_all_of_a_request() -> None:
             body={"messages": HELLO} | fields,
             options=ChatOptions(include_usage=True, include_obfuscation=True, events=True, stream_ids=True),
             session_id="s-1",
-            metadata={"user": "u", "safety_identifier": "s", "store": False, "a": "b"},
+            metadata={"user": "u", "safety_identifier": "s", "store": False, "context": {"a": [1]}, "a": "b"},
+            context={"a": [1]},
         ),
         stream=True,
         on_disconnect=5,
-        context={"a": [1]},
     )
 
 
@@ -207,6 +207,7 @@ def test_messages_that_are_not(messages: Any, param: str, code: str) -> None:
         ("headgate_options", {"on_disconnect": -1}, "headgate_options.on_disconnect", "invalid_value"),
         ("headgate_options", {"session_id": "a\r\nb"}, "headgate_options.session_id", "invalid_value"),
         ("headgate_options", {"context": []}, "headgate_options.context", "invalid_type"),
+        ("headgate_options", {"context": {"a": "x" * 20_000}}, "headgate_options.context", "too_long"),
     ],
 )
 def test_fields_of_a_wrong_type_or_range(field: str, value: Any, param: str, code: str) -> None:

@@ -443,3 +443,11 @@ async def test_what_was_counted(server: Any, finished: tuple[str, bytes]) -> Non
     assert b'headgate_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 1.0' in text
     assert b"headgate_active_streams 0.0" in text
     assert b"headgate_chunk_age_seconds_count 0.0" not in text
+
+
+async def test_the_context_is_kept_with_the_run_and_not_shown_to_the_model(server: Any, witness: Any) -> None:
+    asked = ask("say 1 words", stream=False, headgate_options={"context": {"customer": "acme"}})
+    answer = await server.ask("POST", CHAT, headers=bearer(), json=asked)
+    task = await server.ask("GET", f"/api/v1/tasks/{answer.headers['x-workflow-id']}", headers=bearer())
+    assert task.json["metadata"] == {"context": {"customer": "acme"}}
+    assert [call.body for call in witness.calls] == [{"messages": asked["messages"]}]

@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 from gateway.access.idempotency import idempotency
 from gateway.wire.task_bodies import SubmitBody
 from orchestrator.engine import Publication, PublishedEvent
+from orchestrator.streamlog.memory import MemoryLog
 from protos import orchestrator_pb2 as pb
 from protos.common_pb2 import STATUS_CODE_OK, TaskMetadata
 from tests.orchestrator.engines import script
@@ -49,6 +50,9 @@ class TestSubmit:
         run = await door.engine.get(ACME, answer.task_id)
         assert (run.tenant, run.session_id, run.model) == ("acme", "s-1", "demo")
         assert run.metadata == {"user_id": "u-1", "team": "blue", "context": {"depth": 2, "tags": ["a"]}}
+        request = await MemoryLog(door.store).request(run.id)
+        assert request is not None
+        assert request.context == {"depth": 2, "tags": ["a"]}
 
     async def test_a_repeated_submission_is_one_task_and_another_one_with_its_key_is_refused(self, door: Door) -> None:
         keyed = (*ALICE, ("idempotency-key", "k-1"))
