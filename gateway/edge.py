@@ -201,7 +201,6 @@ def _follow_trace(request: web.Request) -> None:
     followed = trace.parse(headers.getall("traceparent"), headers.getall("tracestate", ()))
     if followed is not None:
         trace.enter(followed)
-        structlog.contextvars.bind_contextvars(trace_id=followed.id)
 
 
 def _gone(request: web.Request) -> bool:

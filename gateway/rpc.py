@@ -12,12 +12,13 @@ from gateway.access.idempotency import idempotency
 from gateway.access.keys import KeyRing
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
-from gateway.settings import Settings
+from gateway.settings import Settings, Tls
 from gateway.transports.drain import Drain
+from gateway.transports.tls import tls_context
 from gateway.wire.task_bodies import ModelChoice, SubmitBody, parse_body, submission
 from orchestrator.engine import Engine, Submission
 from orchestrator.rpc.access import Authenticator, Metadata, Task, TaskRules
-from orchestrator.rpc.server import Address, Listening, listening
+from orchestrator.rpc.server import Address, Listening, Pair, listening
 from orchestrator.runs import Principal
 
 log = logs.logger(__name__)
@@ -36,7 +37,7 @@ async def grpc_door(
     new_session_id: Callable[[], str],
     reuse_port: bool = False,
 ) -> AsyncIterator[Listening | None]:
-    """Open inside, unless it is switched off. Raises OSError when a configured port cannot be had."""
+    """Open inside, unless it is switched off. Raises OSError when a configured port cannot be had, TlsUnusable."""
     door = settings.grpc
     if not door.enabled:
         yield None
@@ -49,6 +50,7 @@ async def grpc_door(
         max_calls=door.max_calls,
         stall_timeout_s=settings.streams.stall_timeout_s,
         reuse_port=reuse_port,
+        tls=None if settings.server.tls is None else _pair(settings.server.tls),
     )
     rules = task_rules(ModelChoice(settings.default_model, settings.tasks.tiers), new_session_id)
     async with listening(
@@ -56,6 +58,11 @@ async def grpc_door(
     ) as listener:
         log.debug("grpc_listening", host=address.host, port=listener.port)
         yield listener
+
+
+def _pair(tls: Tls) -> Pair:
+    tls_context(tls.cert, tls.key, tls.min_version)  # gRPC would not say what is wrong with them
+    return Pair(tls.cert.read_bytes(), tls.key.read_bytes())
 
 
 def authenticator(keys: KeyRing) -> Authenticator:

@@ -1,4 +1,5 @@
-"""W3C trace context: the trace that a request belongs to, from the client's headers to the upstream's.
+"""W3C trace context: the trace that a request belongs to, from the client's headers to the upstream's. A call's metadata are
+headers.
 
     traceparent: 00-<trace id, 32 hex digits>-<parent id, 16 hex digits>-<flags, 2 hex digits>
 

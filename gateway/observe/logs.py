@@ -1,7 +1,7 @@
 """Logs: one line per event on standard error, as JSON or for people, from structlog and from the standard library alike.
 
-Every line carries the `request_id` and `workflow_id` of the context it was written in. Prompts, answers, keys and query
-strings are never logged by this package; a traceback shows code, not the values of variables.
+Every line carries the `request_id`, `workflow_id` and `trace_id` of the context it was written in. Prompts, answers, keys and
+query strings are never logged by this package; a traceback shows code, not the values of variables.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Literal, TextIO
 import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+from orchestrator import trace
 
 Format = Literal["auto", "text", "json"]
 
@@ -30,6 +32,7 @@ def configure(level: str = "info", format: Format = "json", stream: TextIO | Non
     render: Processor = _Lines(colors) if text else structlog.processors.JSONRenderer(serializer=_json)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        traced,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper("%H:%M:%S" if text else "iso", utc=not text, key="time"),
         structlog.processors.format_exc_info,
@@ -61,6 +64,13 @@ def logger(name: str) -> FilteringBoundLogger:
     return bound
 
 
+def traced(_: object, __: str, event: EventDict) -> EventDict:
+    """The trace that is being followed, whichever door it came in by."""
+    if (followed := trace.current()) is not None:
+        event["trace_id"] = followed.id
+    return event
+
+
 def _source(_: object, __: str, event: EventDict) -> EventDict:
     """The name of a standard library logger, under the same key as ours."""
     event["source"] = event["_record"].name
@@ -81,7 +91,7 @@ class _Lines:
 
     def __call__(self, _: object, __: str, event: EventDict) -> str:
         facts = dict(event)
-        time, level, what, trace = (facts.pop(name, "") for name in ("time", "level", "event", "exception"))
+        time, level, what, traceback = (facts.pop(name, "") for name in ("time", "level", "event", "exception"))
         if what == "request":
             what = " ".join(str(facts.pop(name, "-")) for name in ("method", "route", "status"))
             facts.pop("source", None)
@@ -91,7 +101,7 @@ class _Lines:
         shown = " ".join(f"{name}={_tamed(str(value))}" for name, value in facts.items())
         mark = "" if level in ("debug", "info") else f"{self._bad}{level}{self._end} "
         line = f"{self._dim}{time}{self._end} {mark}{what}" + (f"  {self._dim}{shown}{self._end}" if shown else "")
-        return f"{line}\n{trace}" if trace else line
+        return f"{line}\n{traceback}" if traceback else line
 
 
 def _tamed(text: str) -> str:

@@ -1,4 +1,4 @@
-"""TLS for the HTTP door: a certificate, its key, and the oldest version that is spoken.
+"""TLS for the HTTP door, whose certificate the gRPC door shares: a certificate, its key, and the oldest version that is spoken.
 
 The process does the encrypting itself; where there is a proxy, let that do it. Both files are read once, at the start.
 """

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
+from orchestrator import trace
 from orchestrator.errors import HeadgateError, InvalidRequest
 from orchestrator.rpc.access import Authenticator, Drain, Metadata, Observer
 from orchestrator.rpc.status import ClientStalled, MalformedMessage, code_of, details_of, trailers_of
@@ -152,6 +153,7 @@ class Edge:
     async def _converse(self, converse: Conversation, context: Context) -> HeadgateError | None:
         try:
             line = Line(context, self._stall_timeout_s)
+            trace.enter(_trace_of(line.metadata))
             principal = await self._authenticate(line.metadata)
             with self._drain.answer():
                 await converse(principal, line)
@@ -200,6 +202,13 @@ async def _refuse(context: Context, error: HeadgateError) -> None:
         raise _over() from None
     except TimeoutError:
         _log.info("a client that does not read was not told why its call ended: %s", error.code)
+
+
+def _trace_of(metadata: Metadata) -> trace.Trace | None:
+    def sent(name: str) -> list[str]:
+        return [value for key, value in metadata if key == name and isinstance(value, str)]
+
+    return trace.parse(sent("traceparent"), sent("tracestate"))
 
 
 def _over() -> asyncio.CancelledError:

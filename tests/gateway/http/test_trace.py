@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from gateway.observe import logs
 from orchestrator import trace
 from orchestrator.upstreams.config import OpenAIConfig
 from orchestrator.upstreams.openai_http import OpenAIUpstream, upstream_session
@@ -71,7 +71,7 @@ def test_a_trace_ends_where_it_was_entered() -> None:
 @pytest.mark.parametrize(("sent", "logged"), [(PARENT, ID), ("nonsense", None), (None, None)])
 async def test_the_logs_name_it(serve: Any, engine: Any, sent: str | None, logged: str | None) -> None:
     server = await serve(settings(), engine)
-    with capture_logs(processors=[merge_contextvars]) as lines:
+    with capture_logs(processors=[logs.traced]) as lines:
         answer = await server.ask("GET", "/health", headers={} if sent is None else {"traceparent": sent})
     assert answer.status == 200
     assert [line.get("trace_id") for line in lines if line["event"] == "request"] == [logged]

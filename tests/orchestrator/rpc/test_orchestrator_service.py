@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from multidict import CIMultiDict
 
 from gateway.access.idempotency import idempotency
 from gateway.wire.task_bodies import SubmitBody
+from orchestrator import trace
 from orchestrator.engine import Publication, PublishedEvent
 from orchestrator.streamlog.memory import MemoryLog
 from protos import orchestrator_pb2 as pb
 from protos.common_pb2 import STATUS_CODE_OK, TaskMetadata
 from tests.orchestrator.engines import script
 from tests.orchestrator.rpc.conftest import ACME, ALICE, MALLORY, Door
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 async def refusal(call: Any) -> tuple[StatusCode, str]:
@@ -53,6 +57,16 @@ class TestSubmit:
         request = await MemoryLog(door.store).request(run.id)
         assert request is not None
         assert request.context == {"depth": 2, "tags": ["a"]}
+
+    @pytest.mark.parametrize(("parents", "kept"), [((PARENT,), trace.Trace(PARENT, "a=1")), (("nonsense",), None), ((), None)])
+    async def test_the_trace_of_the_call_is_the_tasks(self, door: Door, parents: Sequence[str], kept: trace.Trace | None) -> None:
+        sent = (*ALICE, *(("traceparent", parent) for parent in parents), ("tracestate", "a=1"))
+        request = pb.SubmitTaskRequest(query="/script\nsay 2 words", model="demo")
+        answer = await door.tasks.SubmitTask(request, metadata=sent, timeout=10)
+        stored = await MemoryLog(door.store).request(answer.task_id)
+        assert stored is not None
+        assert stored.trace == kept
+        await until(door, answer.task_id, "STREAM_END")
 
     async def test_a_repeated_submission_is_one_task_and_another_one_with_its_key_is_refused(self, door: Door) -> None:
         keyed = (*ALICE, ("idempotency-key", "k-1"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc import StatusCode, aio
+from grpc import StatusCode, aio, ssl_channel_credentials
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -15,7 +16,8 @@ from gateway.observe.metrics import GatewayMetrics
 from gateway.rpc import PORT, grpc_door
 from gateway.settings import Settings
 from gateway.transports.drain import Drain
-from tests.orchestrator.rpc.conftest import SETTINGS, Door
+from gateway.transports.tls import TlsUnusable
+from tests.orchestrator.rpc.conftest import SETTINGS, Door, Open
 
 SERVICES = ["headgate.events.EventService", "shannon.orchestrator.OrchestratorService", "shannon.orchestrator.StreamingService"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -32,6 +34,22 @@ async def test_health_is_told_to_anybody(door: Door, service: str) -> None:
     await door.listening.leave()
     assert (await anext(watching)).status == NOT_SERVING
     assert (await checks.Check(request, timeout=10)).status == NOT_SERVING
+
+
+async def test_with_a_certificate_only_tls_is_spoken(open_door: Open, pair: tuple[Path, Path]) -> None:
+    door = await open_door(server={"tls": {"cert": str(pair[0]), "key": str(pair[1])}})
+    address = f"127.0.0.1:{door.listening.port}"
+    request = health_pb2.HealthCheckRequest()
+    async with aio.secure_channel(address, ssl_channel_credentials(pair[0].read_bytes())) as channel:
+        assert (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)).status == SERVING
+    with pytest.raises(aio.AioRpcError) as raised:
+        await health_pb2_grpc.HealthStub(door.channel).Check(request, timeout=10)
+    assert raised.value.code() is StatusCode.UNAVAILABLE
+
+
+async def test_what_is_no_certificate_is_named_at_the_start(open_door: Open, pair: tuple[Path, Path]) -> None:
+    with pytest.raises(TlsUnusable, match="are no certificate and its key"):
+        await open_door(server={"tls": {"cert": str(pair[1]), "key": str(pair[1])}})
 
 
 async def test_health_of_what_does_not_exist(door: Door) -> None:
