@@ -142,6 +142,14 @@ class Reservation(msgspec.Struct, frozen=True):
     digest: str
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """How a run's tokens stand: what this call set aside, and what all its agents have used, and set aside, altogether."""
+
+    granted: int
+    used: int
+    held: int
+
+
 ANY_RUN = "*"
 """In `Log.reserve`: take the name from whichever run has it."""
 
@@ -214,6 +222,14 @@ class Log(Protocol):
 
     async def claim(self, run_id: str, writer: str, attempt: int, lease_ms: int) -> Claim:
         """Take or renew the writer for this attempt. `lease_ms` 0 releases it. Raises Fenced, LogClosed, LogMissing."""
+
+    async def spend(self, run_id: str, used: int, wanted: int, most: int) -> Spent:
+        """Count tokens that all agents of a run share, wherever they work.
+
+        `used` more have been used of what was set aside before (fewer, if negative: it was less than had been thought), and up to
+        `wanted` more are set aside, of `most` in all; a negative number gives them back. Applied whenever it arrives: a caller who
+        never had the answer repeats it at the risk that too much is set aside. Raises LogMissing.
+        """
 
     async def read(self, run_id: str, after_seq: int, limit: int, *, after_ms: int | None = None) -> list[Entry]:
         """Up to `limit` entries with `seq` greater than `after_seq`, oldest first. Empty at the tail and for a missing log.

@@ -24,6 +24,7 @@ from orchestrator.streamlog.log import (
     LogExists,
     LogMissing,
     Reservation,
+    Spent,
     Tail,
 )
 from orchestrator.streamlog.record import Append, Record
@@ -163,6 +164,12 @@ class MemoryLog:
         claim = self._existing(run_id).claim(writer, attempt, lease_ms, self._store.now_ms())
         await self._store.at("claim", "answered")
         return claim
+
+    async def spend(self, run_id: str, used: int, wanted: int, most: int) -> Spent:
+        await self._store.at("spend", "sent")
+        spent = self._existing(run_id).spend(used, wanted, most)
+        await self._store.at("spend", "answered")
+        return spent
 
     def _existing(self, run_id: str) -> Record:
         record = self._store.record(run_id)

@@ -17,6 +17,7 @@ from orchestrator.streamlog.log import (
     Claim,
     Fenced,
     LogClosed,
+    Spent,
     Tail,
 )
 
@@ -57,6 +58,7 @@ class Record:
         self.ms = now_ms
         self.touched_ms = now_ms
         self.closed = False
+        self._held = self._used = 0
         self._entries: list[Entry] = []
         self._writers: dict[str, Writer] = {}
 
@@ -114,6 +116,12 @@ class Record:
         writer.holder, writer.until_ms = attempt, now_ms + lease_ms
         self._writers[name] = writer
         return Claim(0, self.seq)
+
+    def spend(self, used: int, wanted: int, most: int) -> Spent:
+        granted = min(wanted, max(most - self._held, 0))
+        self._held += granted
+        self._used += used
+        return Spent(granted, self._used, self._held)
 
     def held_ms(self, now_ms: int) -> int:
         if self.closed:

@@ -44,6 +44,7 @@ from orchestrator.streamlog.log import (
     LogMissing,
     LogUnavailable,
     Reservation,
+    Spent,
     Tail,
 )
 from orchestrator.streamlog.notices import Notices, decode_batch
@@ -107,6 +108,7 @@ class RedisLog:
         self._control = f"{prefix}:control"
         self._control_listeners: list[Callable[[str, str], None]] = []
         self._open, self._append, self._claim = load("open"), load("append"), load("claim")
+        self._spend = load("spend")
         self._find, self._tail, self._held, self._kept = load("find"), load("tail"), load("held"), load("kept")
 
     async def __aenter__(self) -> Self:
@@ -216,6 +218,12 @@ class RedisLog:
         if isinstance(reply, bytes):
             raise _REFUSED[reply]
         return Claim(*reply)
+
+    async def spend(self, run_id: str, used: int, wanted: int, most: int) -> Spent:
+        reply = await self._writes.run(self._spend, [self._registry.meta(run_id)], (used, wanted, most))
+        if isinstance(reply, bytes):
+            raise _REFUSED[reply]
+        return Spent(*reply)
 
     # -- reading ---------------------------------------------------------------------------------------------------------
 
