@@ -21,8 +21,9 @@ from aiohttp import web
 from gateway.access.admission import Inside, Outside
 from gateway.access.browsers import Browsers
 from gateway.access.forwarding import Forwarding
-from gateway.access.keys import Access, KeyRing, Keys, Open
+from gateway.access.keys import KeyRing, Keys, Open
 from gateway.access.origins import Origins
+from gateway.access.rules import Access
 from gateway.access.tickets import Tickets, derived_secret
 from gateway.departures import Departures
 from gateway.edge import Edge, Front

@@ -5,6 +5,9 @@ or the model's: `cancel`, `continue`, or a number of seconds after which the run
 it in this process by then. A run with an idempotency key may have several requesters: while anybody in this process reads it,
 the leaving of another cancels nothing.
 
+A client whose key is revoked or expires while it is being answered is told so, cannot come back with it, and counts as one that
+leaves.
+
 A cancellation, once due, is carried out even if the server shuts down meanwhile; a grace period that a shutdown cuts short leaves
 the run to go on, because its client may be about to resume it elsewhere.
 """
@@ -78,6 +81,11 @@ class Departures:
                 self._own(self._leave(submitting, principal, policy, shared))
             raise
 
+    def leave(self, principal: Principal, run: Run, policy: Policy, *, shared: bool) -> None:
+        """After an answer that came to an end, though not to the run's: its client counts as one that left. `shared`: others
+        may have asked for the run as well."""
+        self._own(self._depart(run, principal, policy, shared))
+
     @contextmanager
     def reader(self, run_id: str) -> Iterator[None]:
         """Around a resumed stream, or one that several may have asked for.
@@ -103,6 +111,16 @@ class Departures:
     async def _leave(self, submitting: asyncio.Task[Run], principal: Principal, policy: Policy, shared: bool) -> None:
         try:
             run = await submitting
+        except HeadgateError as error:
+            log.info("departure_without_effect", code=error.code)  # there is no run, and nobody left to tell
+        except Exception:
+            log.exception("departure_failed")
+            self._metrics.internal_error()
+        else:
+            await self._depart(run, principal, policy, shared)
+
+    async def _depart(self, run: Run, principal: Principal, policy: Policy, shared: bool) -> None:
+        try:
             if shared and run.id in self._readers:
                 return
             if policy == "continue" or (not isinstance(policy, str) and await self._returned(run.id, policy)):

@@ -2,7 +2,9 @@
 
     HeadgateError (orchestrator.errors)
     ├── Unauthorized              401  no key, or not a valid one
+    │   └── AccessEnded           401  it was valid when the answer began
     ├── Forbidden                 403
+    ├── InsufficientScope         403  in `orchestrator.errors`
     ├── RouteNotFound             404
     ├── MethodNotAllowed          405  `allow` names the methods
     ├── BodyTooLarge              413
@@ -24,7 +26,7 @@ import math
 
 import msgspec
 
-from orchestrator.errors import Failure, HeadgateError
+from orchestrator.errors import Failure, HeadgateError, InsufficientScope
 
 
 class Unauthorized(HeadgateError):
@@ -33,6 +35,12 @@ class Unauthorized(HeadgateError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+
+class AccessEnded(Unauthorized):
+    """The key or token that this answer was asked for with is no longer valid: it was revoked, or it has expired."""
+
+    code = "access_ended"
 
 
 class Forbidden(HeadgateError):
@@ -166,6 +174,8 @@ def headers(error: HeadgateError | Failure) -> dict[str, str]:
         out["x-should-retry"] = "false"
     if error.status == 401:
         out["www-authenticate"] = "Bearer"
+    if isinstance(error, InsufficientScope) and error.scope is not None:
+        out["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, MethodNotAllowed) and error.allow:
         out["allow"] = ", ".join(error.allow)
     return out

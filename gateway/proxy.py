@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, TICKET, Handler, about_run
-from gateway.errors import Draining
+from gateway.errors import AccessEnded, Draining
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.routes.route import Route
@@ -33,7 +33,7 @@ from gateway.transports.tunnel import Handshake, Tunnel
 from gateway.wire import websocket
 from gateway.wire.native import SseRendering
 from gateway.wire.sse import at_boundary
-from gateway.wire.ws_messages import CloseCode
+from gateway.wire.ws_messages import close_code
 from orchestrator.peers import CONNECT_S, OrchestratorAway, Peers, Refused
 from orchestrator.runs import is_run_id
 
@@ -98,7 +98,7 @@ class StreamProxy:
         """To the end of the body. A stream that has to stop before says so in-band if the last event is whole, like the door."""
         last = b""
         try:
-            async with self._drain.until_closed():
+            async with self._drain.until_closed(request[PRINCIPAL]):
                 await sink.start()
                 while data := await response.content.readany():
                     last = data
@@ -106,11 +106,11 @@ class StreamProxy:
             await sink.finish(b"")
         except aiohttp.ClientError as error:
             raise OrchestratorAway from error
-        except Draining as draining:
+        except (Draining, AccessEnded) as broken:
             if not sink.started or not at_boundary(last):
                 raise
             rendering = SseRendering(request.query["workflow_id"], frozenset(), raw_names=False)
-            await sink.finish(rendering.broken(draining.failure()))
+            await sink.finish(rendering.broken(broken.failure()))
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         tunnel, answer = await self._opened(request)
@@ -119,11 +119,11 @@ class StreamProxy:
             headers = _answered(answer.headers) | {"Connection": "Upgrade", "Upgrade": "websocket"}
             with counted(self._metrics):
                 try:
-                    async with self._drain.until_closed():
+                    async with self._drain.until_closed(request[PRINCIPAL]):
                         return await tunnel.join(request, headers)
-                except Draining:
+                except (Draining, AccessEnded) as broken:
                     if tunnel.boundary.clear and request.transport is not None:
-                        request.transport.write(websocket.close(CloseCode.DRAINING))
+                        request.transport.write(websocket.close(close_code(broken.failure())))
                     raise
         finally:
             tunnel.close()

@@ -3,6 +3,7 @@
     HeadgateError
     ├── InvalidRequest            400  the caller's mistake; `param` names the place
     │   └── InvalidPosition       400
+    ├── InsufficientScope         403  the key may do other things; `scope` names what it lacks
     ├── RunNotFound               404  also another tenant's run: the two must look the same
     ├── ModelNotFound             404
     ├── SessionNotFound           404
@@ -115,6 +116,18 @@ class SessionNotFound(HeadgateError):
     status = 404
     type = "invalid_request_error"
     code = "session_not_found"
+
+
+class InsufficientScope(HeadgateError):
+    """This key is not allowed to do that."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_scope"
+
+    def __init__(self, scope: str | None = None) -> None:
+        super().__init__(None if scope is None else f"This needs the scope '{scope}', which the key does not have.")
+        self.scope = scope
 
 
 class RunConflict(HeadgateError):

@@ -65,12 +65,14 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     """On whose behalf a call is made. Everything it may see follows from its tenant, what it may do from its scopes.
 
     `limits` are the key's own; where it has none, those that the configuration has for every key hold.
+    From `expires_ms` on (since the epoch) it is nobody any more.
     """
 
     tenant: str
     key_id: str
     scopes: frozenset[Scope] = EVERYDAY
     limits: Allowance | None = None
+    expires_ms: int | None = None
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from gateway.access.keys import Access, KeyRing
+from gateway.access.keys import KeyRing
+from gateway.access.rules import Access
 from gateway.access.tickets import Ticket, Tickets
 from gateway.edge import PRINCIPAL, REQUEST_ID, TICKET
 from gateway.errors import Forbidden, Unauthorized
+from orchestrator.access import allow
 from orchestrator.signing import HEADER, SignatureRefused, Signer
 
 
@@ -37,9 +39,12 @@ class Outside:
         rule = self._access[request.match_info.route]
         if rule is Access.STREAM and "ticket" in request.query:
             ticket = request[TICKET] = self._ticket(request)
-            request[PRINCIPAL] = ticket.principal
+            principal = request[PRINCIPAL] = ticket.principal
         elif rule is not Access.ANYBODY:
-            request[PRINCIPAL] = await self._keys.principal(request.headers)
+            principal = request[PRINCIPAL] = await self._keys.principal(request.headers)
+        else:
+            return
+        allow(principal, rule.scope)
 
     def _ticket(self, request: web.Request) -> Ticket:
         """The one ticket of a request that has no key as well: it must be clear on whose behalf it comes."""
@@ -58,13 +63,14 @@ class Inside:
         self._access = access
 
     async def admit(self, request: web.Request) -> None:
-        match self._access[request.match_info.route]:
+        match rule := self._access[request.match_info.route]:
             case Access.ANYBODY:
                 return
             case Access.OPERATOR:
                 request[PRINCIPAL] = await self._operators.principal(request.headers)
-            case Access.KEY | Access.STREAM:
+            case _:
                 self._check(request)
+        allow(request[PRINCIPAL], rule.scope)
 
     def _check(self, request: web.Request) -> None:
         presented = request.headers.getall(HEADER, [])

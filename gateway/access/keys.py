@@ -1,4 +1,4 @@
-"""Who is calling: API keys, and the rule that each route declares.
+"""Who is calling: API keys.
 
 A key comes as `Authorization: Bearer …` or as `X-API-Key`, exactly once. It is checked before anything of the body is read, in
 time that does not depend on how much of it is right, and every refusal is the same 401: nothing tells a wrong key from a
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
-from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -18,19 +17,6 @@ from multidict import MultiMapping
 
 from gateway.errors import Unauthorized
 from orchestrator.runs import Principal, Scope
-
-
-class Access(Enum):
-    """The rule of a route."""
-
-    ANYBODY = "anybody"
-    """Says nothing about tenants: health and readiness."""
-    KEY = "key"
-    """A valid key, whose tenant the call is made for."""
-    STREAM = "stream"
-    """The same, or a stream ticket in the query (`gateway.access.tickets`), for clients that cannot send headers."""
-    OPERATOR = "operator"
-    """Numbers about the whole process: a valid key, of whichever tenant."""
 
 
 class KeyRing(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.edge import PRINCIPAL, about_run
 from gateway.routes.native import answer, asked
 from gateway.routes.route import Route
@@ -28,8 +28,8 @@ class ApprovalRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/api/v1/approvals", Access.KEY, self.list, _LIST),
-            Route("POST", "/api/v1/approvals/decision", Access.KEY, self.decide, _DECIDE),
+            Route("GET", "/api/v1/approvals", Access.READ, self.list, _LIST),
+            Route("POST", "/api/v1/approvals/decision", Access.DECIDE, self.decide, _DECIDE),
         ]
 
     async def list(self, request: web.Request) -> web.Response:

@@ -12,10 +12,10 @@ import msgspec
 from aiohttp import web
 
 from gateway.access.idempotency import REPLAYED, SENT, idempotency
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run
-from gateway.errors import RunInProgress
+from gateway.errors import AccessEnded, RunInProgress
 from gateway.observe.metrics import GatewayMetrics
 from gateway.routes.resume import asks_for_stream, resume_point
 from gateway.routes.route import Route
@@ -30,9 +30,9 @@ from gateway.wire.completion import CompletionFold
 from gateway.wire.openai_models import Completion, CompletionCancelled, RetrieveQuery
 from gateway.wire.operation import EVENT_STREAM, Operation, Reply
 from orchestrator.engine import Engine, Subscription
-from orchestrator.errors import RunNotFound
+from orchestrator.errors import HeadgateError, RunNotFound
 from orchestrator.events import Entry, Gap
-from orchestrator.runs import Run, is_run_id
+from orchestrator.runs import Principal, Run, is_run_id
 
 _BODY_TIMEOUT_S = 60.0
 
@@ -76,9 +76,9 @@ class ChatRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/v1/chat/completions", Access.KEY, self.create, _CREATE),
-            Route("GET", "/v1/chat/completions/{id:[^/]+}", Access.KEY, self.retrieve, _RETRIEVE),
-            Route("POST", "/v1/chat/completions/{id:[^/]+}/cancel", Access.KEY, self.cancel, _CANCEL),
+            Route("POST", "/v1/chat/completions", Access.WRITE, self.create, _CREATE),
+            Route("GET", "/v1/chat/completions/{id:[^/]+}", Access.READ, self.retrieve, _RETRIEVE),
+            Route("POST", "/v1/chat/completions/{id:[^/]+}/cancel", Access.WRITE, self.cancel, _CANCEL),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -104,9 +104,12 @@ class ChatRoutes:
                 about_run(request, run.id, repeated=run.repeated)
                 async with self._engine.subscribe(principal, run.id) as subscription:
                     if not asked.stream:
-                        return await self._whole(subscription, run)
+                        return await self._whole(subscription, run, request[PRINCIPAL])
                     pump = self._resumed if run.repeated else self._live  # what is replayed says nothing of how fast we are
-                    return await self._stream(pump, request, subscription, ChatEncoder(run))
+                    response, broken = await self._stream(pump, request, subscription, ChatEncoder(run))
+            if isinstance(broken, AccessEnded):
+                self._departures.leave(principal, run, policy, shared=repetition is not None)
+            return response
 
     async def retrieve(self, request: web.Request) -> web.StreamResponse:
         """Read a completion again, or go on reading.
@@ -122,9 +125,10 @@ class ChatRoutes:
         with self._drain.answer(), self._departures.reader(run.id):
             async with self._engine.subscribe(request[PRINCIPAL], run.id) as subscription:
                 if not streamed:
-                    return await self._whole(subscription, run)
+                    return await self._whole(subscription, run, request[PRINCIPAL])
                 encoder = ChatEncoder(run, skip_chunks=point.chunks, after=point.after)
-                return await self._stream(self._resumed, request, subscription, encoder)
+                response, _ = await self._stream(self._resumed, request, subscription, encoder)
+                return response
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel a completion.
@@ -149,21 +153,22 @@ class ChatRoutes:
 
     async def _stream(
         self, pump: Pump, request: web.Request, subscription: Subscription, encoder: ChatEncoder
-    ) -> web.StreamResponse:
+    ) -> tuple[web.StreamResponse, HeadgateError | None]:
+        """The answer, and what broke it off."""
         sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s)
         self._metrics.stream_opened()
         try:
-            await pump.run(subscription, encoder, sink)
+            broken = await pump.run(subscription, encoder, sink, request[PRINCIPAL])
         except ClientStalled:
             self._metrics.stalled()
             raise
         finally:
             self._metrics.stream_closed()
-        return sink.response
+        return sink.response, broken
 
-    async def _whole(self, subscription: Subscription, run: Run) -> web.Response:
+    async def _whole(self, subscription: Subscription, run: Run, bearer: Principal) -> web.Response:
         fold = CompletionFold(run)
-        async with self._drain.until_closed():
+        async with self._drain.until_closed(bearer):
             await gather(subscription, fold)
         return web.Response(body=fold.body(), content_type="application/json")
 

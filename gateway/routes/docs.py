@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.routes.route import Route
 from gateway.wire.operation import Operation, Reply
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.observe.metrics import CONTENT_TYPE, GatewayMetrics
 from gateway.routes.route import Route
 from gateway.transports.drain import Drain

@@ -10,7 +10,7 @@ from time import monotonic
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.edge import PRINCIPAL, about_run
 from gateway.errors import Draining
 from gateway.observe.metrics import GatewayMetrics
@@ -54,8 +54,8 @@ class InternalRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/engine/{call}", Access.KEY, _refusing(self.call), _CALL),
-            Route("GET", "/runs/{id}/feed", Access.KEY, _refusing(self.feed), _FEED),
+            Route("POST", "/engine/{call}", Access.INTERNAL, _refusing(self.call), _CALL),
+            Route("GET", "/runs/{id}/feed", Access.INTERNAL, _refusing(self.feed), _FEED),
         ]
 
     async def call(self, request: web.Request) -> web.StreamResponse:
@@ -76,7 +76,7 @@ class InternalRoutes:
             async with self._engine.subscribe(request[PRINCIPAL], run, position) as subscription:
                 sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s)
                 with counted(self._metrics):
-                    await self._pump.run(subscription, FeedEncoder(), sink)
+                    await self._pump.run(subscription, FeedEncoder(), sink, None)  # whose key it is, its gateway watches
         return sink.response
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.routes.route import Route
 from gateway.wire.openai_models import ModelList, ModelShown
 from gateway.wire.operation import Operation, Reply
@@ -22,8 +22,8 @@ class ModelRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/v1/models", Access.KEY, self.list, _LIST),
-            Route("GET", "/v1/models/{id:.+}", Access.KEY, self.retrieve, _GET),
+            Route("GET", "/v1/models", Access.READ, self.list, _LIST),
+            Route("GET", "/v1/models/{id:.+}", Access.READ, self.retrieve, _GET),
         ]
 
     async def list(self, request: web.Request) -> web.Response:

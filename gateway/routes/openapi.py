@@ -10,7 +10,7 @@ from importlib.metadata import version
 import msgspec
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.routes.route import Route
 from gateway.wire.openapi import document
 from gateway.wire.operation import Operation, Reply

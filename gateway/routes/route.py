@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.transports.body import no_early_continue
 from gateway.wire.operation import Described, Operation
 
@@ -31,7 +31,7 @@ class Route(NamedTuple):
             return None
         path = _PATTERN.sub(r"{\1}", self.path)
         name, doc = self.handler.__name__, self.handler.__doc__ or ""
-        return Described(self.method, path, name, doc, self.access is not Access.ANYBODY, self.about)
+        return Described(self.method, path, name, doc, self.access is not Access.ANYBODY, self.access.scope, self.about)
 
 
 def add_routes(app: web.Application, routes: Iterable[Route]) -> dict[web.AbstractRoute, Access]:

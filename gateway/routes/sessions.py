@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.edge import PRINCIPAL
 from gateway.routes.native import answer, asked, session_id
 from gateway.routes.route import Route
@@ -37,12 +37,12 @@ class SessionRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/api/v1/sessions", Access.KEY, self.list, _LIST),
-            Route("GET", "/api/v1/sessions/{id:[^/]+}", Access.KEY, self.get, _GET),
-            Route("GET", "/api/v1/sessions/{id:[^/]+}/history", Access.KEY, self.history, _HISTORY),
-            Route("GET", "/api/v1/sessions/{id:[^/]+}/events", Access.KEY, self.events, _EVENTS),
-            Route("PATCH", "/api/v1/sessions/{id:[^/]+}", Access.KEY, self.title, _TITLE),
-            Route("DELETE", "/api/v1/sessions/{id:[^/]+}", Access.KEY, self.delete, _DELETE),
+            Route("GET", "/api/v1/sessions", Access.READ, self.list, _LIST),
+            Route("GET", "/api/v1/sessions/{id:[^/]+}", Access.READ, self.get, _GET),
+            Route("GET", "/api/v1/sessions/{id:[^/]+}/history", Access.READ, self.history, _HISTORY),
+            Route("GET", "/api/v1/sessions/{id:[^/]+}/events", Access.READ, self.events, _EVENTS),
+            Route("PATCH", "/api/v1/sessions/{id:[^/]+}", Access.WRITE, self.title, _TITLE),
+            Route("DELETE", "/api/v1/sessions/{id:[^/]+}", Access.WRITE, self.delete, _DELETE),
         ]
 
     async def list(self, request: web.Request) -> web.Response:

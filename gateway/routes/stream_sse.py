@@ -11,7 +11,7 @@ from time import monotonic
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run, only_run
 from gateway.observe.metrics import GatewayMetrics
@@ -80,5 +80,5 @@ class SseRoutes:
                 rendering = self._renderings.sse(asked.run_id, asked.types, raw_names=asked.raw_names)
                 with counted(self._metrics), self._departures.reader(asked.run_id):
                     await sink.write(opening(self._jitter(RETRY_MS)))
-                    await self._pump.run(subscription, NativeEncoder(rendering), sink)
+                    await self._pump.run(subscription, NativeEncoder(rendering), sink, request[PRINCIPAL])
         return sink.response

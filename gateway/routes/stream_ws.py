@@ -9,7 +9,7 @@ from time import monotonic
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run, only_run
 from gateway.observe.metrics import GatewayMetrics

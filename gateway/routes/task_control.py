@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.edge import PRINCIPAL, about_run
 from gateway.routes.native import answer, asked, run_id
 from gateway.routes.route import Route
@@ -34,10 +34,10 @@ class TaskControlRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/api/v1/tasks/{id:[^/]+}/cancel", Access.KEY, self.cancel, _CONTROL),
-            Route("POST", "/api/v1/tasks/{id:[^/]+}/pause", Access.KEY, self.pause, _CONTROL),
-            Route("POST", "/api/v1/tasks/{id:[^/]+}/resume", Access.KEY, self.resume, _CONTROL),
-            Route("GET", "/api/v1/tasks/{id:[^/]+}/control-state", Access.KEY, self.state, _STATE),
+            Route("POST", "/api/v1/tasks/{id:[^/]+}/cancel", Access.WRITE, self.cancel, _CONTROL),
+            Route("POST", "/api/v1/tasks/{id:[^/]+}/pause", Access.WRITE, self.pause, _CONTROL),
+            Route("POST", "/api/v1/tasks/{id:[^/]+}/resume", Access.WRITE, self.resume, _CONTROL),
+            Route("GET", "/api/v1/tasks/{id:[^/]+}/control-state", Access.READ, self.state, _STATE),
         ]
 
     async def cancel(self, request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.access.idempotency import REPLAYED, SENT, idempotency
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run
 from gateway.routes.native import answer, asked, run_id
@@ -68,13 +68,13 @@ class TaskRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/api/v1/tasks", Access.KEY, self.submit, _SUBMIT),
-            Route("POST", "/api/v1/tasks/stream", Access.KEY, self.submit_stream, _SUBMIT_STREAM),
-            Route("GET", "/api/v1/tasks", Access.KEY, self.list, _LIST),
-            Route("GET", "/api/v1/tasks/{id:[^/]+}", Access.KEY, self.get, _GET),
-            Route("GET", "/api/v1/tasks/{id:[^/]+}/stream", Access.KEY, self.stream, _REDIRECT),
-            Route("GET", "/api/v1/tasks/{id:[^/]+}/events", Access.KEY, self.events, _EVENTS),
-            Route("GET", "/api/v1/tasks/{id:[^/]+}/timeline", Access.KEY, self.timeline, _TIMELINE),
+            Route("POST", "/api/v1/tasks", Access.WRITE, self.submit, _SUBMIT),
+            Route("POST", "/api/v1/tasks/stream", Access.WRITE, self.submit_stream, _SUBMIT_STREAM),
+            Route("GET", "/api/v1/tasks", Access.READ, self.list, _LIST),
+            Route("GET", "/api/v1/tasks/{id:[^/]+}", Access.READ, self.get, _GET),
+            Route("GET", "/api/v1/tasks/{id:[^/]+}/stream", Access.READ, self.stream, _REDIRECT),
+            Route("GET", "/api/v1/tasks/{id:[^/]+}/events", Access.READ, self.events, _EVENTS),
+            Route("GET", "/api/v1/tasks/{id:[^/]+}/timeline", Access.READ, self.timeline, _TIMELINE),
         ]
 
     async def submit(self, request: web.Request) -> web.Response:

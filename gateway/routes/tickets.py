@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 from pydantic import Field
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.access.tickets import Tickets
 from gateway.edge import PRINCIPAL
 from gateway.routes.native import answer, asked
@@ -47,7 +47,7 @@ class TicketRoutes:
         self._tickets = tickets
 
     def routes(self) -> list[Route]:
-        return [Route("POST", "/api/v1/stream/tickets", Access.KEY, self.ticket, _ABOUT)]
+        return [Route("POST", "/api/v1/stream/tickets", Access.READ, self.ticket, _ABOUT)]
 
     async def ticket(self, request: web.Request) -> web.Response:
         """Get a ticket for a stream.

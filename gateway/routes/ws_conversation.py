@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from gateway.departures import Departures
-from gateway.errors import Draining, StreamGap
+from gateway.errors import AccessEnded, Draining, StreamGap
 from gateway.observe.metrics import GatewayMetrics
 from gateway.transports.counted import counted
 from gateway.transports.drain import Drain
@@ -38,6 +38,7 @@ from gateway.wire.ws_messages import (
     named_op,
     parse_operation,
 )
+from orchestrator.access import allow
 from orchestrator.engine import Decision, Engine
 from orchestrator.errors import Failure, HeadgateError, RateLimited, RunConflict, RunNotFound
 from orchestrator.runs import Principal, is_run_id
@@ -113,10 +114,10 @@ class Conversation:
         self._reading = asyncio.create_task(self._read())
         self._reading.add_done_callback(self._heard)
         try:
-            async with self._doors.drain.until_closed():
+            async with self._doors.drain.until_closed(self._principal):
                 code = await self._over
-        except Draining:
-            code = CloseCode.DRAINING
+        except (Draining, AccessEnded) as broken:
+            code = close_code(broken.failure())
         if code is not None:
             await self._stop()  # nothing may follow the close
             await self._socket.close(code)
@@ -132,7 +133,7 @@ class Conversation:
                 if greeting:
                     await self._socket.send(greeting)
                 encoder = NativeEncoder(doors.renderings.websocket(asked.run_id, asked.types))
-                await doors.pump.run(subscription, encoder, SocketSink(self._socket))
+                await doors.pump.run(subscription, encoder, SocketSink(self._socket), self._principal)
                 return encoder.failure
 
     def _ended(self, run_id: str, stream: asyncio.Task[Failure | None], entered: bool) -> None:
@@ -189,6 +190,7 @@ class Conversation:
             if not is_run_id(named) or self._only_run not in (None, named):
                 raise RunNotFound
             run_id = named
+            allow(self._principal, operation.scope)
             said = answer(op, run_id)
             if isinstance(operation, Subscribe):
                 await self._subscribe(operation, run_id, greeting=said)

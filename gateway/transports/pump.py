@@ -19,6 +19,7 @@ from gateway.wire.encoder import Encoder
 from orchestrator.engine import Subscription
 from orchestrator.errors import Failure, HeadgateError, RunFailed, Unavailable
 from orchestrator.events import Entry, Gap
+from orchestrator.runs import Principal
 
 log = logs.logger(__name__)
 
@@ -52,23 +53,31 @@ class Pump:
         self._drain = drain
         self._written = written
 
-    async def run(self, subscription: Subscription, encoder: Encoder, sink: Sink) -> None:
-        """Until the encoder has ended. Raises HeadgateError while nothing was sent, ConnectionError when the client is gone."""
+    async def run(
+        self, subscription: Subscription, encoder: Encoder, sink: Sink, bearer: Principal | None
+    ) -> HeadgateError | None:
+        """Until the encoder has ended, on behalf of whoever asked. What broke the stream off, if the client was told in-band.
+
+        Raises HeadgateError while nothing was sent, ConnectionError when the client is gone.
+        """
         try:
-            async with self._drain.until_closed():
+            async with self._drain.until_closed(bearer):
                 await self._move(subscription, encoder, sink)
+            return None
         except ConnectionError:
             raise
         except HeadgateError as error:
             if not sink.started:
                 raise
             log.warning("stream_broken", code=error.code)
-            await sink.finish(encoder.interrupt(error.failure()))
+            broken = error
         except Exception:
             if not sink.started:
                 raise
             log.exception("stream_broken")
-            await sink.finish(encoder.interrupt(HeadgateError().failure()))
+            broken = HeadgateError()
+        await sink.finish(encoder.interrupt(broken.failure()))
+        return broken
 
     async def _move(self, subscription: Subscription, encoder: Encoder, sink: Sink) -> None:
         clock, pace = self._clock, self._pace

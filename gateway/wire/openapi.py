@@ -109,7 +109,8 @@ def _operation(route: Described, schemas: _Schemas) -> Json:
 
 def _security(route: Described) -> list[Json]:
     schemes = ["bearer", "apiKey"] + ["ticket"] * route.operation.ticket
-    return [{scheme: []} for scheme in schemes] if route.secured else []
+    roles = [] if route.scope is None else [route.scope]
+    return [{scheme: roles} for scheme in schemes] if route.secured else []
 
 
 def _parameters(route: Described) -> Iterator[Json]:
@@ -171,6 +172,8 @@ def _statuses(route: Described) -> set[int]:
     statuses = set(operation.refusals)
     if route.secured:
         statuses.add(401)
+    if route.scope is not None:
+        statuses.add(403)
     if _NAMED.search(route.path):
         statuses.add(404)
     if operation.query is not None:

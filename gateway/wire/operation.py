@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from orchestrator.runs import Scope
+
 EVENT_STREAM = "text/event-stream"
 
 
@@ -27,7 +29,8 @@ class Reply(NamedTuple):
 
 class Operation(NamedTuple):
     """`headers` and `path` describe the request's by name. `refusals` are statuses besides those that follow from the rest:
-    401 for routes that want a key, 404 for those that name something, 400 for a query or a body, 413, 415 and 422 for a body.
+    401 and 403 for routes that want a key, 404 for those that name something, 400 for a query or a body, 413, 415 and 422 for a
+    body.
     """
 
     tag: str
@@ -50,4 +53,5 @@ class Described(NamedTuple):
     name: str
     doc: str
     secured: bool
+    scope: Scope | None
     operation: Operation

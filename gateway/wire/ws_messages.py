@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from gateway.errors import Draining, StreamGap
 from gateway.wire import websocket
 from gateway.wire.event_types import wanted_types
 from orchestrator.errors import Failure, HeadgateError, InvalidRequest
+from orchestrator.runs import Scope
 from orchestrator.streamlog.log import BEGINNING, Position, parse_position
 
 
@@ -66,6 +67,9 @@ _Seq = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 class Operation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag=str.lower):
     workflow_id: str | None = None
 
+    scope: ClassVar[Scope] = Scope.RUNS_WRITE
+    """What the client needs for it."""
+
 
 class Cancel(Operation, frozen=True):
     reason: _Reason | None = None
@@ -80,6 +84,8 @@ class Resume(Operation, frozen=True):
 
 
 class Approve(Operation, frozen=True, kw_only=True):
+    scope = Scope.APPROVALS_DECIDE
+
     approval_id: _Name
     approved: bool
     feedback: _Text | None = None
@@ -87,6 +93,8 @@ class Approve(Operation, frozen=True, kw_only=True):
 
 
 class Subscribe(Operation, frozen=True):
+    scope = Scope.RUNS_READ
+
     last_event_id: str | _Seq | None = None
     types: list[str] = []
 
@@ -102,7 +110,7 @@ class Subscribe(Operation, frozen=True):
 
 
 class Unsubscribe(Operation, frozen=True):
-    pass
+    scope = Scope.RUNS_READ
 
 
 AnyOperation = Cancel | Pause | Resume | Approve | Subscribe | Unsubscribe

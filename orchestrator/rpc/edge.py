@@ -25,10 +25,11 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from orchestrator import trace
+from orchestrator.access import allow
 from orchestrator.errors import HeadgateError, InvalidRequest
-from orchestrator.rpc.access import Authenticator, Drain, Metadata, Observer
+from orchestrator.rpc.access import RULES, Authenticator, Drain, Metadata, Observer
 from orchestrator.rpc.status import ClientStalled, MalformedMessage, code_of, details_of, trailers_of
-from orchestrator.runs import Principal
+from orchestrator.runs import Principal, Scope
 
 _log = logging.getLogger(__name__)
 
@@ -102,13 +103,12 @@ class Edge:
         self._unary: set[asyncio.Task[Message]] = set()
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """The service's methods, each implemented by the servicer's method of that name."""
+        """The service's methods, each implemented by the servicer's method of that name. Raises KeyError if one has no rule."""
         handlers: dict[str, grpc.RpcMethodHandler[object, None]] = {}
         for method in service.methods:
             converse = self._conversation(method, getattr(servicer, method.name))
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(
-                self._answering(f"{service.full_name}/{method.name}", converse)
-            )
+            name = f"{service.full_name}/{method.name}"
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._answering(name, RULES[name], converse))
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     async def close(self) -> None:
@@ -134,12 +134,14 @@ class Edge:
 
         return stream if method.server_streaming else unary
 
-    def _answering(self, name: str, converse: Conversation) -> Callable[[object, Context], Coroutine[Any, Any, None]]:
+    def _answering(
+        self, name: str, scope: Scope, converse: Conversation
+    ) -> Callable[[object, Context], Coroutine[Any, Any, None]]:
         async def answer(_: object, context: Context) -> None:
             begun = perf_counter()
             code = grpc.StatusCode.CANCELLED
             try:
-                failed = await self._converse(converse, context)
+                failed = await self._converse(scope, converse, context)
                 code = grpc.StatusCode.OK if failed is None else code_of(failed)
                 if failed is not None:
                     await _refuse(context, failed)
@@ -150,11 +152,12 @@ class Edge:
 
         return answer
 
-    async def _converse(self, converse: Conversation, context: Context) -> HeadgateError | None:
+    async def _converse(self, scope: Scope, converse: Conversation, context: Context) -> HeadgateError | None:
         try:
             line = Line(context, self._stall_timeout_s)
             trace.enter(_trace_of(line.metadata))
             principal = await self._authenticate(line.metadata)
+            allow(principal, scope)
             with self._drain.answer():
                 await converse(principal, line)
         except HeadgateError as error:

@@ -25,7 +25,7 @@ class EventService:
         self._drain = drain
 
     async def PublishEvents(self, principal: Principal, line: Line) -> None:
-        async with self._drain.until_closed():
+        async with self._drain.until_closed(principal):
             while (request := await line.read(pb.PublishRequest)) is not None:
                 ack = pb.PublishAck(workflow_id=request.workflow_id, writer=request.writer, producer_seq=request.producer_seq)
                 try:

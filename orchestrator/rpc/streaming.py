@@ -42,7 +42,7 @@ class StreamingService:
             raise InvalidRequest("'workflow_id' is empty.", param="workflow_id")
         position = position_of(request)
         wanted = wanted_types(request.types)
-        async with self._drain.until_closed(), self._engine.subscribe(principal, run_id, position) as subscription:
+        async with self._drain.until_closed(principal), self._engine.subscribe(principal, run_id, position) as subscription:
             await line.begin([("x-workflow-id", run_id)])
             self._observer.stream_opened()
             try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.errors import Draining
+from gateway.errors import AccessEnded, Draining
 from gateway.transports.drain import Drain
 from gateway.transports.pump import LogCutShort, Pace, Pump, gather
 from gateway.wire.chat import ChatEncoder
@@ -17,10 +17,11 @@ from gateway.wire.native import NativeEncoder, Renderings
 from orchestrator import endings
 from orchestrator.errors import Failure, HeadgateError, RunFailed, Unavailable
 from orchestrator.events import Entry, Event, EventType, Gap, encode
-from orchestrator.runs import Run
+from orchestrator.runs import Principal, Run
 
 AT = "2026-01-01T00:00:00.000Z"
 RUN = Run(id="task-" + "0" * 32, tenant="t", model="m", answers="agent", created_ms=1_000)
+ALICE = Principal("t", "alice")
 ROLE = b'"role":"assistant"'
 
 
@@ -38,6 +39,7 @@ class Script:
     def __init__(self, clock: Clock) -> None:
         self.ended = False
         self.waits: list[float] = []
+        self.asked = asyncio.Event()
         self._clock = clock
         self._seq = 0
         self._ready: asyncio.Queue[Sequence[Entry | Gap] | BaseException] = asyncio.Queue()
@@ -58,6 +60,7 @@ class Script:
 
     async def next(self, timeout_s: float) -> Sequence[Entry | Gap]:
         self.waits.append(timeout_s)
+        self.asked.set()
         items = await self._ready.get()
         if isinstance(items, BaseException):
             raise items
@@ -107,9 +110,9 @@ class Stage:
             Pace(hold_s=2, keepalive_s=10), self.clock, self.drain, written=lambda items: self.written.append(len(items))
         )
 
-    async def run(self, encoder: Encoder | None = None) -> None:
+    async def run(self, encoder: Encoder | None = None) -> HeadgateError | None:
         async with asyncio.timeout(5):
-            await self.pump.run(self.script, encoder or ChatEncoder(RUN), self.sink)
+            return await self.pump.run(self.script, encoder or ChatEncoder(RUN), self.sink, ALICE)
 
 
 @pytest.fixture
@@ -227,6 +230,26 @@ async def test_drain_ends_an_open_stream_resumably(stage: Stage) -> None:
     await closing
     assert b'"code":"draining"' in stage.sink.writes[-1]
     assert stage.sink.finished
+
+
+async def test_a_key_that_is_no_longer_good_ends_its_stream(stage: Stage) -> None:
+    stage.script.feed(delta("a"))
+    running = asyncio.create_task(stage.run())
+    await stage.sink.news.wait()
+    stage.drain.expire({"alice"})
+    assert isinstance(await running, AccessEnded)
+    assert b'"code":"access_ended"' in stage.sink.writes[-1]
+    assert b"[DONE]" not in stage.sink.writes[-1]
+    assert stage.sink.finished
+
+
+async def test_a_key_that_is_no_longer_good_before_the_stream_started_is_raised(stage: Stage) -> None:
+    running = asyncio.create_task(stage.run())
+    await stage.script.asked.wait()
+    stage.drain.expire({"alice"})
+    with pytest.raises(AccessEnded):
+        await running
+    assert not stage.sink.started
 
 
 async def test_drain_refuses_what_comes_later(stage: Stage) -> None:

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from gateway.access.keys import Access
+from gateway.access.rules import Access
 from gateway.app import ACCESS, current_request_id, gateway, new_request_id, orchestrator_app, signer
 from gateway.observe.metrics import GatewayMetrics
 from gateway.settings import Settings

@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from gateway.access.rules import Access
 from gateway.settings import Settings
 
 KEYS = {"auth": {"mode": "keys", "keys": [{"key": "sk-a", "name": "alice", "tenant": "acme"}]}}
@@ -66,10 +67,15 @@ async def test_everything_has_words(document: Any) -> None:
 
 
 async def test_a_key_is_asked_for_exactly_where_the_rule_says_so(server: Any, document: Any) -> None:
-    rules = {(route.method, plain(route.resource.canonical)): server.access[route].value for route in server.app.router.routes()}
+    rules = {(route.method, plain(route.resource.canonical)): server.access[route] for route in server.app.router.routes()}
     for method, path, operation in operations(document):
         schemes = [next(iter(each)) for each in operation["security"]]
-        if rules[method, path] == "anybody":
+        scope = rules[method, path].scope
+        assert [scopes for each in operation["security"] for scopes in each.values() if scopes] == [[scope]] * (
+            len(schemes) if scope else 0
+        )
+        assert ("403" in operation["responses"]) >= (scope is not None), (method, path)
+        if rules[method, path] is Access.ANYBODY:
             assert schemes == [], (method, path)
         else:
             assert schemes[:2] == ["bearer", "apiKey"], (method, path)
