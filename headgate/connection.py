@@ -43,7 +43,7 @@ class Connection:
             raise refusal(status, response.headers, answer)
         try:
             return call.read(answer, response.headers)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadAnswer(f"{self.url} does not answer as Headgate does: {error}.") from None
 
     def reading(self, transport: Transport, query: Mapping[str, str]) -> Reading:

@@ -144,7 +144,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes = b"") -> Refus
     """An answer with a status of 400 or more. One without our envelope comes from somebody in between."""
     try:
         error = msgspec.json.decode(body, type=_Envelope).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         error = _Error(f"The server answered with HTTP status {status}.")
     kind = _BY_STATUS.get(status) or (ServerFailed if status >= 500 else InvalidRequest)
     return kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -33,6 +34,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _decode = msgspec.json.Decoder(Event).decode
+_POSITION = re.compile(r"([0-9]{1,14})-([0-9]{1,16})")  # calendars have no later milliseconds
 
 
 def of_message(text: str | bytes) -> Event | None:
@@ -41,7 +43,7 @@ def of_message(text: str | bytes) -> Event | None:
         return _decode(text)
     except msgspec.ValidationError:
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadAnswer(f"A message is not JSON: {error}.") from None
 
 
@@ -51,11 +53,11 @@ def of_server_event(said: ServerEvent, workflow_id: str, position: str) -> Event
     The end of a stream is `[DONE]`, and its position stands beside it: without a new one, it was told again.
     """
     if said.data == "[DONE]":
-        ms, _, seq = said.id.partition("-")
-        if said.id == position or not (ms.isdecimal() and seq.isdecimal()):
+        place = _POSITION.fullmatch(said.id)
+        if said.id == position or place is None:
             return Event(workflow_id, EventType.STREAM_END)
-        return Event(workflow_id, EventType.STREAM_END, int(seq), said.id, timestamp(int(ms)))
+        return Event(workflow_id, EventType.STREAM_END, int(place[2]), said.id, timestamp(int(place[1])))
     try:
         return _decode(said.data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadAnswer(f"An event cannot be read: {error}.") from None

@@ -128,5 +128,5 @@ class RemoteEngine(Engine):
         answer = await self._peers.call(call.path, principal, message, repeatable=repeatable)
         try:
             return call.result(answer)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise OrchestratorAway("The orchestrator speaks another version of this protocol.") from error

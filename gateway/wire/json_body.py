@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import InvalidRequest
-
-MAX_DEPTH = 128
+from orchestrator.nesting import MAX_DEPTH, nested_deeper
 
 _decode = msgspec.json.Decoder().decode
 _Path = tuple[str | int, ...]
@@ -30,8 +29,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise _too_deep() from None
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
-        _check_depth(value)
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and nested_deeper(value):
+        raise _too_deep()
     if b"\\u0000" in raw:
         _check_nul(value)
     return value
@@ -43,22 +42,6 @@ def place(path: Iterable[str | int]) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part[:100]}" if text else part[:100]
     return text
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _check_depth(value: object) -> None:
-    """Level by level, so that the check cannot fall into the hole it guards."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
-        if not level:
-            return
-    raise _too_deep()
 
 
 def _check_nul(value: object) -> None:

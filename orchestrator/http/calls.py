@@ -53,7 +53,7 @@ class Call:
         """Make the call that the message describes. Raises what the method raises; InvalidRequest for no such message."""
         try:
             asked = self._decode_arguments(message)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(f"{self.name}: {error}") from None
         arguments = {name: getattr(asked, name) for name in asked.__struct_fields__}
         if self._on_behalf:
@@ -61,7 +61,7 @@ class Call:
         return _encode(await getattr(engine, self.name)(**arguments))
 
     def result(self, message: bytes) -> Any:
-        """What the method returned. Raises msgspec.DecodeError."""
+        """What the method returned. Raises msgspec.DecodeError, UnicodeDecodeError."""
         return self._decode_result(message)
 
 

@@ -24,7 +24,7 @@ def unpack(body: bytes) -> HeadgateError | None:
     """The exception to raise; None if these bytes are not a refusal. A kind that is not known here keeps its facts."""
     try:
         refusal = msgspec.json.decode(body, type=Refusal)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     kinds = {kind.__name__: kind for kind in _kinds(HeadgateError)}
     failure, kind = refusal.failure, kinds.get(refusal.kind, HeadgateError)

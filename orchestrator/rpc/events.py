@@ -11,6 +11,7 @@ import msgspec
 
 from orchestrator.engine import Engine, Publication, Published, PublishedEvent
 from orchestrator.errors import HeadgateError, InvalidRequest
+from orchestrator.nesting import MAX_DEPTH, json_nested_deeper
 from orchestrator.rpc.access import Drain
 from orchestrator.rpc.edge import Line
 from orchestrator.rpc.status import details_of
@@ -72,9 +73,13 @@ def _payload(event: pb.PublishEvent, place: str) -> dict[str, object] | None:
     if event.HasField("payload"):
         raise InvalidRequest("An event has a payload or a payload_json, not both.", param=f"{place}.payload_json")
     try:
-        return msgspec.json.decode(event.payload_json, type=dict[str, object])
-    except (msgspec.DecodeError, RecursionError):
+        payload = msgspec.json.decode(event.payload_json, type=dict[str, object])
+        too_deep = json_nested_deeper(event.payload_json)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("'payload_json' is not a JSON object.", param=f"{place}.payload_json") from None
+    if too_deep:
+        raise InvalidRequest(f"'payload_json' is nested deeper than {MAX_DEPTH} levels.", param=f"{place}.payload_json")
+    return payload
 
 
 def _timestamp(event: pb.PublishEvent, place: str) -> str | None:

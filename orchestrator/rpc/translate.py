@@ -12,6 +12,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.events import Entry
+from orchestrator.nesting import nested_deeper
 from orchestrator.runs import RunState
 from protos.orchestrator_pb2 import TaskStatus
 from protos.streaming_pb2 import TaskUpdate
@@ -59,7 +60,7 @@ class Updates:
         )
         if event.payload is not None:
             update.payload_json = bytes(_parts(entry.body).payload)
-            if not _deeper_than(event.payload, MAX_STRUCT_DEPTH):
+            if not nested_deeper(event.payload, MAX_STRUCT_DEPTH):
                 _fill(update.payload, event.payload)
         return update.SerializeToString()
 
@@ -152,11 +153,3 @@ def _double(number: float) -> float:
         return float(number)
     except OverflowError:
         return math.copysign(math.inf, number)
-
-
-def _deeper_than(value: Any, levels: int) -> bool:
-    if isinstance(value, dict):
-        return not levels or any(_deeper_than(item, levels - 1) for item in value.values())
-    if isinstance(value, list):
-        return not levels or any(_deeper_than(item, levels - 1) for item in value)
-    return False

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.nesting import MAX_DEPTH, json_nested_deeper
 from orchestrator.upstreams.eventstream import event_data
 from orchestrator.upstreams.toolcalls import ToolCalls
 from orchestrator.upstreams.upstream import (
@@ -91,6 +92,9 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
+_AT_LEAST_SO_LONG = 2 * MAX_DEPTH
+"""What is nested too deeply: as many brackets, opened and closed."""
+
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -127,7 +131,7 @@ class AnswerReader:
         pieces: list[Piece] = []
         for data in events:
             try:
-                chunk = _decode(data)
+                chunk = _chunk(data)
             except _UNREADABLE:
                 self._unreadable(data, pieces)
                 if self.done or self.failure:
@@ -142,7 +146,7 @@ class AnswerReader:
         """The pieces of a `chat.completion`, the answer of a server that does not stream."""
         pieces: list[Piece] = []
         try:
-            chunk = _decode(data)
+            chunk = _chunk(data)
         except _UNREADABLE as error:
             raise UpstreamGarbled("The upstream's answer is not a chat completion.") from error
         if self._take(chunk, data, pieces) and not chunk.choices:
@@ -259,10 +263,18 @@ class AnswerReader:
         pieces.append(self._usage.plain() if self._usage is not None else Note("no_usage"))
 
 
+def _chunk(data: bytes) -> _Chunk:
+    """Raises one of `_UNREADABLE`."""
+    chunk = _decode(data)
+    if len(data) > _AT_LEAST_SO_LONG and json_nested_deeper(data):
+        raise msgspec.DecodeError("it is nested too deeply to be passed on")
+    return chunk
+
+
 def _is_chunk(data: bytes) -> bool:
     """Whether the last line of a body is whole. A piece of one is no broken line: the body was cut."""
     try:
-        _decode(data)
+        _chunk(data)
     except _UNREADABLE:
         return False
     return True

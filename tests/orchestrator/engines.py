@@ -19,6 +19,7 @@ from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
 from orchestrator.upstreams.tokens import Tokenizer
+from orchestrator.upstreams.upstream import Upstream
 from orchestrator.workflows.worker import TemporalAddress
 
 TOKENIZER = Tokenizer()
@@ -39,7 +40,7 @@ async def an_engine(
     *,
     store: MemoryStore | None = None,
     archive: MemoryRuns | None = None,
-    upstream: ScriptedUpstream | None = None,
+    upstream: Upstream | None = None,
     temporal: TemporalAddress = NOWHERE,
     models: Mapping[str, Any] = MODELS,
     metrics: Metrics | None = None,
