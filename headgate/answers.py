@@ -158,7 +158,10 @@ class Session(Answer, frozen=True):
 
 
 class SessionList(Answer, frozen=True):
+    """The latest used first. `total_count` is how many there are in all."""
+
     sessions: Sequence[Session]
+    total_count: int
 
 
 class SessionTask(Task, frozen=True, kw_only=True):

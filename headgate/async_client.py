@@ -26,6 +26,7 @@ from headgate.answers import (
     Model,
     Session,
     SessionHistory,
+    SessionList,
     SessionTurns,
     Submitted,
     Task,
@@ -215,9 +216,9 @@ class AsyncClient:
 
     # -- sessions --------------------------------------------------------------------------------------------------------
 
-    async def sessions(self, *, limit: int = 20, offset: int = 0) -> Sequence[Session]:
+    async def sessions(self, *, limit: int = 20, offset: int = 0) -> SessionList:
         """The latest used first."""
-        return (await self._connection.call(calls.sessions(limit, offset))).sessions
+        return await self._connection.call(calls.sessions(limit, offset))
 
     async def session(self, session_id: str) -> Session:
         return await self._connection.call(calls.session(session_id))

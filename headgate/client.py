@@ -24,6 +24,7 @@ from headgate.answers import (
     Model,
     Session,
     SessionHistory,
+    SessionList,
     SessionTurns,
     Task,
     TaskList,
@@ -158,7 +159,7 @@ class Client:
 
     # -- sessions --------------------------------------------------------------------------------------------------------
 
-    def sessions(self, *, limit: int = 20, offset: int = 0) -> Sequence[Session]:
+    def sessions(self, *, limit: int = 20, offset: int = 0) -> SessionList:
         return self._run(self._client.sessions(limit=limit, offset=offset))
 
     def session(self, session_id: str) -> Session:

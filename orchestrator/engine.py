@@ -185,6 +185,13 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
 
 
+class SessionListing(msgspec.Struct, frozen=True):
+    """Some of a tenant's sessions, the latest used first, and how many there are in all."""
+
+    sessions: Sequence[Session]
+    total: int
+
+
 class Engine(Protocol):
     async def submit(self, principal: Principal, submission: Submission) -> Run:
         """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, Unavailable.
@@ -235,8 +242,8 @@ class Engine(Protocol):
     async def decide(self, principal: Principal, run_id: str, decision: Decision) -> None:
         """Decide an approval, once. Raises RunNotFound; RunConflict if it was decided or has expired."""
 
-    async def sessions(self, principal: Principal, *, offset: int = 0, limit: int = 20) -> Sequence[Session]:
-        """The tenant's sessions, the latest used first. Raises Unavailable."""
+    async def sessions(self, principal: Principal, *, offset: int = 0, limit: int = 20) -> SessionListing:
+        """The tenant's sessions. Raises Unavailable."""
 
     async def session(self, principal: Principal, session_id: str) -> Session:
         """Raises SessionNotFound, Unavailable."""

@@ -14,11 +14,11 @@ import msgspec
 
 from orchestrator.clock import Clock
 from orchestrator.endings import outcome
-from orchestrator.engine import Details, History, Listing, Session
+from orchestrator.engine import Details, History, Listing, Session, SessionListing
 from orchestrator.errors import RunNotFound, SessionNotFound
 from orchestrator.events import ENDINGS, Entry, Event, EventType
 from orchestrator.runs import Principal, Run, RunFilter, is_run_id
-from orchestrator.store.store import Store
+from orchestrator.store.store import SessionRow, Store
 from orchestrator.streamlog.log import Log
 from orchestrator.upstreams.upstream import Usage
 
@@ -103,11 +103,21 @@ class Records:
 
     # -- sessions --------------------------------------------------------------------------------------------------------
 
-    async def sessions(self, principal: Principal, offset: int, limit: int) -> Sequence[Session]:
-        return (await self._sessions(principal.tenant, None, offset + limit))[offset : offset + limit]
+    async def sessions(self, principal: Principal, offset: int, limit: int) -> SessionListing:
+        """What is archived of a session that is in use counts too, however long ago that was."""
+        tenant, recent = principal.tenant, await self._unarchived(principal.tenant)
+        used = {run.session_id for run in recent if run.session_id is not None}
+        without = [run.id for run in recent]
+        rows = await self._store.sessions(tenant, limit=offset + limit, without=without)
+        if missing := used - {row.id for row in rows}:
+            rows += await self._store.sessions(tenant, only=sorted(missing), limit=len(missing), without=without)
+        total = len(used) + await self._store.count_sessions(tenant, but=sorted(used), without=without)
+        return SessionListing((await self._joined(tenant, rows, recent))[offset : offset + limit], total)
 
     async def session(self, principal: Principal, session_id: str) -> Session:
-        found = await self._sessions(principal.tenant, session_id, 1)
+        recent = await self._unarchived(principal.tenant)
+        rows = await self._store.sessions(principal.tenant, only=[session_id], limit=1, without=[run.id for run in recent])
+        found = await self._joined(principal.tenant, rows, [run for run in recent if run.session_id == session_id])
         if not found:
             raise SessionNotFound
         return found[0]
@@ -121,18 +131,15 @@ class Records:
         await self.session(principal, session_id)
         await self._store.delete_session(principal.tenant, session_id, int(self._clock.time() * 1000))
 
-    async def _sessions(self, tenant: str, session_id: str | None, limit: int) -> list[Session]:
-        """The latest used first, as the archived and the other runs tell together."""
-        recent = await self._unarchived(tenant)
-        mine = [run for run in recent if run.session_id is not None and session_id in (None, run.session_id)]
-        ids = sorted({str(run.session_id) for run in mine})
-        rows = await self._store.sessions(
-            tenant, session_id=session_id, limit=limit + len(ids), without=[run.id for run in recent]
-        )
+    async def _joined(self, tenant: str, rows: Sequence[SessionRow], recent: Sequence[Run]) -> list[Session]:
+        """The latest used first, as the archive's rows and the other runs tell together."""
         sessions = {row.id: Session(**msgspec.structs.asdict(row)) for row in rows}
+        ids = sorted({run.session_id for run in recent if run.session_id is not None})
         known = await self._store.known_sessions(tenant, ids) if ids else {}
-        for run in mine:
-            name = str(run.session_id)
+        for run in recent:
+            name = run.session_id
+            if name is None:
+                continue
             title = known[name].title if name in known else None
             before = sessions.get(name) or Session(name, 0, run.created_ms, run.created_ms, title)
             sessions[name] = msgspec.structs.replace(
@@ -142,7 +149,7 @@ class Records:
                 updated_ms=max(before.updated_ms, run.ended_ms or run.created_ms),
                 tokens=before.tokens + await self._tokens(run),
             )
-        return sorted(sessions.values(), key=lambda each: (-each.updated_ms, each.id))[:limit]
+        return sorted(sessions.values(), key=lambda each: (-each.updated_ms, each.id))
 
     async def _tokens(self, run: Run) -> int:
         """What a run that is not archived yet has used so far."""

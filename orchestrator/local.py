@@ -25,6 +25,7 @@ from orchestrator.engine import (
     Publication,
     Published,
     Session,
+    SessionListing,
     Submission,
     Subscription,
     TimelineEvent,
@@ -179,7 +180,7 @@ class LocalEngine:
         run = await self._records.run(principal, run_id)
         return await self._temporal.timeline(run.id, full=full) if run.durable else ()
 
-    async def sessions(self, principal: Principal, *, offset: int = 0, limit: int = 20) -> Sequence[Session]:
+    async def sessions(self, principal: Principal, *, offset: int = 0, limit: int = 20) -> SessionListing:
         return await self._records.sessions(principal, offset, limit)
 
     async def session(self, principal: Principal, session_id: str) -> Session:

@@ -50,7 +50,8 @@ class SessionRoutes:
         principal = request[PRINCIPAL]
         query = parse_query(PageQuery, request.query)
         found = await self._engine.sessions(principal, offset=query.offset, limit=query.limit)
-        return answer(SessionList(sessions=[rest.session(each, principal.tenant) for each in found]))
+        sessions = [rest.session(each, principal.tenant) for each in found.sessions]
+        return answer(SessionList(sessions=sessions, total_count=found.total))
 
     async def get(self, request: web.Request) -> web.Response:
         """Look at a session."""

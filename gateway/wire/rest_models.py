@@ -178,6 +178,7 @@ class SessionSummary(Answer):
 
 class SessionList(Answer):
     sessions: Sequence[SessionSummary] = Field(description="The latest used first.")
+    total_count: int
 
 
 class SessionTask(Task):

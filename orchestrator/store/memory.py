@@ -40,14 +40,17 @@ class MemoryRuns:
         return next((entry for entry in await self.entries(run_id, seq - 1, 1) if entry.seq == seq), None)
 
     async def sessions(
-        self, tenant: str, *, session_id: str | None = None, limit: int, without: Sequence[str] = ()
+        self, tenant: str, *, only: Sequence[str] | None = None, limit: int, without: Sequence[str] = ()
     ) -> list[SessionRow]:
         grouped: dict[str, list[Run]] = {}
-        for run in self._listed(tenant, RunFilter(session_id), without):
-            if run.session_id is not None:
+        for run in self._listed(tenant, without=without):
+            if run.session_id is not None and (only is None or run.session_id in only):
                 grouped.setdefault(run.session_id, []).append(run)
         rows = [self._row(tenant, name, runs) for name, runs in grouped.items()]
         return sorted(rows, key=lambda row: (-row.updated_ms, row.id))[:limit]
+
+    async def count_sessions(self, tenant: str, *, but: Sequence[str], without: Sequence[str] = ()) -> int:
+        return len({run.session_id for run in self._listed(tenant, without=without)} - {None, *but})
 
     async def known_sessions(self, tenant: str, session_ids: Sequence[str]) -> dict[str, KnownSession]:
         return {name: self._known[tenant, name] for name in session_ids if (tenant, name) in self._known}

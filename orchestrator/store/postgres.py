@@ -74,12 +74,20 @@ class Postgres:
         return [run_of(row) for row in rows], total
 
     async def sessions(
-        self, tenant: str, *, session_id: str | None = None, limit: int, without: Sequence[str] = ()
+        self, tenant: str, *, only: Sequence[str] | None = None, limit: int, without: Sequence[str] = ()
     ) -> list[SessionRow]:
-        """A tenant's sessions, or one, the latest used first, as their archived runs tell; `without` these runs."""
+        """A tenant's sessions, or `only` some, the latest used first, as their archived runs tell; `without` these runs."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(self._queries["list_sessions"], tenant, session_id, list(without), limit)
+            rows = await connection.fetch(
+                self._queries["list_sessions"], tenant, None if only is None else list(only), list(without), limit
+            )
         return [SessionRow(**row) for row in rows]
+
+    async def count_sessions(self, tenant: str, *, but: Sequence[str], without: Sequence[str] = ()) -> int:
+        """How many sessions of the tenant have archived runs; not counting these sessions, nor these runs."""
+        async with self._database.connection() as connection:
+            total: int = await connection.fetchval(self._queries["count_sessions"], tenant, list(but), list(without))
+        return total
 
     async def known_sessions(self, tenant: str, session_ids: Sequence[str]) -> dict[str, KnownSession]:
         """Titles of these sessions and when they were last deleted; only those of which either is known."""

@@ -35,13 +35,18 @@ WHERE r.tenant = $1 AND ($2::text IS NULL OR r.session_id = $2) AND ($3::text IS
     AND r.id <> ALL ($4::text[]) AND r.created_ms > coalesce(s.deleted_ms, -1);
 
 -- name: list_sessions
--- A tenant's sessions, or one of them ($2), the latest used first; certain runs ($3) left out.
+-- A tenant's sessions, or some of them ($2), the latest used first; certain runs ($3) left out.
 SELECT r.session_id AS id, s.title, count(*) AS runs, min(r.created_ms) AS created_ms,
     max(coalesce(r.ended_ms, r.created_ms)) AS updated_ms, coalesce(sum(r.total_tokens), 0)::bigint AS tokens
 FROM runs r LEFT JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session_id
-WHERE r.tenant = $1 AND r.session_id IS NOT NULL AND ($2::text IS NULL OR r.session_id = $2)
+WHERE r.tenant = $1 AND r.session_id IS NOT NULL AND ($2::text[] IS NULL OR r.session_id = ANY ($2))
     AND r.id <> ALL ($3::text[]) AND r.created_ms > coalesce(s.deleted_ms, -1)
 GROUP BY r.session_id, s.title ORDER BY updated_ms DESC, id LIMIT $4;
+
+-- name: count_sessions
+-- A tenant's sessions but some ($2), certain runs ($3) left out.
+SELECT count(DISTINCT r.session_id) FROM runs r LEFT JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session_id
+WHERE r.tenant = $1 AND r.session_id <> ALL ($2::text[]) AND r.id <> ALL ($3::text[]) AND r.created_ms > coalesce(s.deleted_ms, -1);
 
 -- name: describe_sessions
 -- What is known of these sessions beyond their runs.

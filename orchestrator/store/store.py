@@ -51,9 +51,12 @@ class Store(Protocol):
     async def find(self, run_id: str, seq: int) -> Entry | None: ...
 
     async def sessions(
-        self, tenant: str, *, session_id: str | None = None, limit: int, without: Sequence[str] = ()
+        self, tenant: str, *, only: Sequence[str] | None = None, limit: int, without: Sequence[str] = ()
     ) -> list[SessionRow]:
-        """A tenant's sessions, or one, the latest used first, as their archived runs tell; `without` these runs."""
+        """A tenant's sessions, or `only` some, the latest used first, as their archived runs tell; `without` these runs."""
+
+    async def count_sessions(self, tenant: str, *, but: Sequence[str], without: Sequence[str] = ()) -> int:
+        """How many sessions of the tenant have archived runs; not counting these sessions, nor these runs."""
 
     async def known_sessions(self, tenant: str, session_ids: Sequence[str]) -> dict[str, KnownSession]:
         """Of these sessions, those of which a title or a deletion is known."""

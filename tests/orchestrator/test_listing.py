@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from orchestrator.engine import Engine
+from orchestrator.engine import Engine, SessionListing
 from orchestrator.errors import RunNotFound, SessionNotFound
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Run, RunFilter, RunState
@@ -129,10 +129,13 @@ async def test_sessions_group_runs_wherever_they_are(engine: Engine, archive: Ar
     await archive.reaches(2)
     clock.ahead_s += 1
     second = await ended(engine, 'say "c"', session_id="s")
-    sessions = await engine.sessions(ACME)
+    listing = await engine.sessions(ACME)
+    sessions = listing.sessions
     assert [(each.id, each.runs, each.tokens > 0) for each in sessions] == [("s", 2, True), ("t", 1, True)]
     assert (sessions[0].created_ms, sessions[0].updated_ms >= second.created_ms) == (first.created_ms, True)
-    assert [each.id for each in await engine.sessions(ACME, offset=1)] == ["t"]
+    assert listing.total == 2
+    rest = await engine.sessions(ACME, offset=1)
+    assert ([each.id for each in rest.sessions], rest.total) == (["t"], 2)
     await engine.title_session(ACME, "s", "Letters")
     assert (await engine.session(ACME, "s")).title == "Letters"
     with pytest.raises(SessionNotFound):
@@ -142,11 +145,26 @@ async def test_sessions_group_runs_wherever_they_are(engine: Engine, archive: Ar
 async def test_a_deleted_session_is_gone_with_its_runs_and_may_begin_again(engine: Engine, clock: OwnClock) -> None:
     run = await ended(engine, 'say "a"', session_id="s")
     await engine.delete_session(ACME, "s")
-    assert list(await engine.sessions(ACME)) == []
+    assert await engine.sessions(ACME) == SessionListing([], 0)
     assert (await engine.list(ACME)).total == 0
     with pytest.raises(SessionNotFound):
         await engine.delete_session(ACME, "s")
     clock.ahead_s += 1
     again = await ended(engine, 'say "b"', session_id="s")
     assert again.created_ms > run.created_ms
-    assert [(each.id, each.runs) for each in await engine.sessions(ACME)] == [("s", 1)]
+    assert [(each.id, each.runs) for each in (await engine.sessions(ACME)).sessions] == [("s", 1)]
+
+
+async def test_an_old_session_that_is_used_again_is_listed_whole(engine: Engine, archive: Archived, clock: OwnClock) -> None:
+    """Its archived runs were once missing when the page was full of sessions that had been used since."""
+    first = await ended(engine, 'say "a"', session_id="old")
+    for name in ("s", "t"):
+        clock.ahead_s += 1
+        await ended(engine, 'say "b"', session_id=name)
+    await archive.reaches(3)
+    clock.ahead_s += 1
+    running = await engine.submit(ACME, script("hang", session_id="old"))
+    listing = await engine.sessions(ACME, limit=1)
+    assert [(each.id, each.runs, each.created_ms) for each in listing.sessions] == [("old", 2, first.created_ms)]
+    assert listing.total == 3
+    await engine.cancel(ACME, running.id)

@@ -36,15 +36,16 @@ async def test_sessions_are_listed_the_latest_used_first(server: Any, engine: An
     await talk(server, engine, "s-1", "one", "two")
     await talk(server, engine, "s-2", "three")
     listed = (await get(server)).json
-    assert set(listed) == {"sessions"}
+    assert (set(listed), listed["total_count"]) == ({"sessions", "total_count"}, 2)
     assert [(each["session_id"], each["task_count"]) for each in listed["sessions"]] == [("s-2", 1), ("s-1", 2)]
     one = listed["sessions"][1]
     assert set(one) == {"session_id", "user_id", "title", "task_count", "tokens_used", "created_at", "updated_at"}
     assert (one["user_id"], one["title"]) == ("acme", None)
     assert one["created_at"] < one["updated_at"]
     assert (await get(server, "/s-1")).json == one
-    assert [each["session_id"] for each in (await get(server, "?limit=1&offset=1")).json["sessions"]] == ["s-1"]
-    assert (await get(server, key="sk-b")).json == {"sessions": []}
+    page = (await get(server, "?limit=1&offset=1")).json
+    assert ([each["session_id"] for each in page["sessions"]], page["total_count"]) == (["s-1"], 2)
+    assert (await get(server, key="sk-b")).json == {"sessions": [], "total_count": 0}
 
 
 async def test_a_history_is_a_conversation_in_its_order(server: Any, engine: Any) -> None:

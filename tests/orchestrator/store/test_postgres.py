@@ -126,12 +126,15 @@ async def test_a_deleted_session_is_forgotten_with_its_runs_until_it_is_used_aga
     await postgres.write([make_record(old)])
     await postgres.title_session("acme", "s", "About trees")
     (session,) = await postgres.sessions("acme", limit=10)
+    assert [await postgres.count_sessions("acme", but=but) for but in ([], ["s"])] == [1, 0]
+    assert await postgres.count_sessions("acme", but=[], without=[old.id]) == 0
     assert (session.id, session.title, session.runs, session.created_ms) == ("s", "About trees", 1, 1000)
     await postgres.delete_session("acme", "s", 2000)
     assert await postgres.sessions("acme", limit=10) == []
+    assert await postgres.count_sessions("acme", but=[]) == 0
     assert await postgres.runs("acme", ALL_RUNS, offset=0, limit=10) == ([], 0)
     await postgres.write([make_record(new)])
-    (session,) = await postgres.sessions("acme", session_id="s", limit=1)
+    (session,) = await postgres.sessions("acme", only=["s"], limit=1)
     assert (session.title, session.runs) == (None, 1)
     assert await postgres.runs("acme", ALL_RUNS, offset=0, limit=10) == ([new], 1)
 
