@@ -227,8 +227,8 @@ class Log(Protocol):
         """Count tokens that all agents of a run share, wherever they work.
 
         `used` more have been used of what was set aside before (fewer, if negative: it was less than had been thought), and up to
-        `wanted` more are set aside, of `most` in all; a negative number gives them back. Applied whenever it arrives: a caller who
-        never had the answer repeats it at the risk that too much is set aside. Raises LogMissing.
+        `wanted` more are set aside, of `most` in all; a negative number gives them back. Applied whenever it arrives: who never
+        had the answer repeats it at the risk that too much is set aside. Raises LogMissing.
         """
 
     async def read(self, run_id: str, after_seq: int, limit: int, *, after_ms: int | None = None) -> list[Entry]:
