@@ -69,6 +69,8 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
             "again": _model("wire", on_cut="regenerate"),
             "onward": _model("demo", on_cut="continue"),
             "hasty": {"plan": {"agent": {"upstream": "demo", "timeout_s": 0.3}}},
+            "cached": _model("demo", cache={"exact": True}),
+            "cached-none": _model("demo", durability="none", cache={"exact": True}),
             "stays": _model("wire", on_disconnect="continue"),
             "wire/*": _model("wire"),
             "*": _model("wire"),

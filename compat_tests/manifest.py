@@ -108,6 +108,10 @@ MANIFEST: Mapping[str, Promised] = {
     "fault.whole-upstream": Promised("An upstream that does not stream is understood.", "design §6"),
     "fault.error-in-success": Promised("A 200 that is no answer is a failure.", "P23"),
     "fault.odd-tools": Promised("Odd tool calls are passed through, never invented.", "P23"),
+    "cache.hit": Promised(
+        "The same question to a model with a cache is given the same answer, by a run of its own, and `X-Cache` says so.", "§3"
+    ),
+    "cache.tenant": Promised("What one tenant was answered, another is never given.", "design §1"),
     "sdk.whole": Promised("openai-python: whole answers.", "§3"),
     "sdk.stream": Promised("openai-python: streams, with usage and without.", "§1"),
     "sdk.stream-helper": Promised("openai-python: `.stream()` accumulates.", "§1 [1, 5]"),

@@ -32,6 +32,7 @@ PRINCIPAL = web.RequestKey("principal", Principal)
 REQUEST_ID = web.RequestKey("request_id", str)
 WORKFLOW_ID = web.RequestKey("workflow_id", str)
 REPEATED = web.RequestKey("repeated", bool)
+CACHE = web.RequestKey("cache", str)
 TICKET = web.RequestKey("ticket", Ticket)
 
 CLIENT_LEFT = 499
@@ -45,10 +46,14 @@ _UNMATCHED = "unmatched"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def about_run(request: web.Request, run_id: str, *, repeated: bool = False) -> None:
-    """From here on the request's response and log lines name this run. `repeated`: an earlier request has begun it."""
+def about_run(request: web.Request, run_id: str, *, repeated: bool = False, cache: str | None = None) -> None:
+    """From here on the request's response and log lines name this run. `repeated`: an earlier request has begun it. `cache`: what
+    was found there, if the model has one.
+    """
     request[WORKFLOW_ID] = run_id
     request[REPEATED] = repeated
+    if cache is not None:
+        request[CACHE] = cache
     structlog.contextvars.bind_contextvars(workflow_id=run_id)
 
 
@@ -127,6 +132,8 @@ class Edge:
             headers["X-Workflow-ID"] = run_id
         if request.get(REPEATED):
             headers["Idempotency-Replayed"] = "true"
+        if found := request.get(CACHE):
+            headers["X-Cache"] = headers["X-Headgate-Cache"] = found
 
     async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = perf_counter()

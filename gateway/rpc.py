@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 from multidict import CIMultiDict
 
+from gateway.access.caching import cache_use
 from gateway.access.idempotency import idempotency
 from gateway.access.keys import KeyRing
 from gateway.observe import logs
@@ -84,6 +85,8 @@ def task_rules(choice: ModelChoice, new_session_id: Callable[[], str]) -> TaskRu
     def submission_of(task: Task, principal: Principal, metadata: Metadata) -> Submission:
         body = parse_body(SubmitBody, msgspec.json.encode(task))
         begun = submission(body, choice.of(body), body.session_id or new_session_id())
-        return msgspec.structs.replace(begun, idempotency=idempotency(_headers(metadata), principal, body.model_dump()))
+        headers = _headers(metadata)
+        repetition = idempotency(headers, principal, body.model_dump())
+        return msgspec.structs.replace(begun, idempotency=repetition, cache=cache_use(headers))
 
     return submission_of

@@ -363,6 +363,12 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
     for name, entry in settings.models.items():
         if "*" in name and name != "*" and not (name.endswith("/*") and name.count("*") == 1):
             yield ("models", name), "is neither an exact name, nor prefix/*, nor *"
+        retention_s = settings.log.retention_hours * 3600
+        if entry.cache is not None and entry.cache.ttl_s > retention_s:
+            yield (
+                ("models", name, "cache", "ttl_s"),
+                f"is longer than the {retention_s:g} s of log.retention_hours, and the log is what is given again",
+            )
         if entry.plan is None:
             continue
         agent, path = entry.plan.agent, ("models", name, "plan", "agent")

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.agents.desk import Desk
+from orchestrator.cache.cache import Cache
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.control import Control
@@ -164,6 +165,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             inline=inline,
             temporal=temporal,
             ender=ender,
+            cache=Cache(log, fanout, metrics, clock),
             metrics=metrics,
             clock=clock,
             random_bytes=secrets.token_bytes,

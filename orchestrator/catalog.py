@@ -12,6 +12,7 @@ from typing import Literal, Self
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from orchestrator.cache.config import CacheConfig
 from orchestrator.errors import ModelNotFound
 from orchestrator.plans.plan import Plan
 from orchestrator.spending.config import ModelPrice, RunBudget
@@ -54,6 +55,7 @@ class ModelEntry(BaseModel):
         default=None, description="US dollars per million tokens. Without a price usage has no cost, and no budget in money."
     )
     budget: RunBudget | None = Field(default=None, description="What one run may use. A request may ask for less.")
+    cache: CacheConfig | None = Field(default=None, description="None: every request is answered anew.")
     owned_by: str = Field(default="headgate", description="`owned_by` in `GET /v1/models`.")
 
     @model_validator(mode="after")
@@ -62,6 +64,8 @@ class ModelEntry(BaseModel):
             raise ValueError("needs either a plan or a workflow")
         if self.workflow is not None and self.durability == "none":
             raise ValueError("a workflow runs in Temporal, so its durability cannot be none")
+        if self.workflow is not None and self.cache is not None:
+            raise ValueError("only a plan's answers can be cached: what a workflow of your own does, nobody here knows")
         return self
 
     @property

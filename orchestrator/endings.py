@@ -14,7 +14,11 @@ from orchestrator.runs import Outcome, RunState
 
 def completed(at: str, *, text: str, usage: dict[str, Any], finish_reason: str, duration_ms: int) -> Sequence[Event]:
     """The run did what was asked. `usage` is the sum over its calls."""
-    payload = {"result": text, "usage": usage, "finish_reason": finish_reason, "duration_ms": duration_ms}
+    return completed_as(at, {"result": text, "usage": usage, "finish_reason": finish_reason, "duration_ms": duration_ms})
+
+
+def completed_as(at: str, payload: dict[str, Any]) -> Sequence[Event]:
+    """The same, of a run that says what another said."""
     return _ending(at, EventType.WORKFLOW_COMPLETED, payload)
 
 

@@ -152,7 +152,9 @@ class Records:
         return sorted(sessions.values(), key=lambda each: (-each.updated_ms, each.id))
 
     async def _tokens(self, run: Run) -> int:
-        """What a run that is not archived yet has used so far."""
+        """What a run that is not archived yet has used so far. One that was answered from the cache uses nothing."""
+        if run.cached is not None:
+            return 0
         usage = _usage([entry.event for entry in await self.kept(run.id)])
         return 0 if usage is None else usage.total_tokens
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from orchestrator import trace
+from orchestrator.cache.cache import Cache
 from orchestrator.catalog import Catalog, ModelEntry, Resolved
 from orchestrator.clock import Clock
 from orchestrator.control import Control
@@ -71,6 +72,7 @@ class LocalEngine:
         inline: InlineRuns,
         temporal: Temporal,
         ender: Ender,
+        cache: Cache,
         metrics: Metrics,
         clock: Clock,
         random_bytes: Callable[[int], bytes],
@@ -86,6 +88,7 @@ class LocalEngine:
         self._inline = inline
         self._temporal = temporal
         self._ender = ender
+        self._cache = cache
         self._metrics = metrics
         self._clock = clock
         self._random_bytes = random_bytes
@@ -149,6 +152,10 @@ class LocalEngine:
             timestamp(now_ms),
             payload={"model": run.model, "answers": run.answers, "durable": run.durable},
         )
+        if entry.cache is not None and entry.plan is not None and submission.cache != "avoid":
+            renew = submission.cache == "renew"
+            if (answered := await self._cache.answer(run, request, entry.plan, entry.cache, renew=renew)) is not None:
+                return answered
         self._fanout.hold(run.id, run.tenant)
         try:
             await self._log.open(run, request, [encode(started)], events=[started])

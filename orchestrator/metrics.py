@@ -6,7 +6,7 @@ Labels are words of our own closed sets, never text that a client or an upstream
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from orchestrator.runs import RunState
 
@@ -39,6 +39,9 @@ class Metrics(Protocol):
     def takeover(self) -> None:
         """An attempt continued what another had begun."""
 
+    def cached(self, found: Literal["exact", "miss"]) -> None:
+        """A recorded answer was looked for."""
+
     def archive_backlog(self, runs: int) -> None:
         """So many ended runs wait to be archived."""
 
@@ -66,6 +69,8 @@ class NoMetrics:
     def upstream_note(self, what: str) -> None: ...
 
     def takeover(self) -> None: ...
+
+    def cached(self, found: Literal["exact", "miss"]) -> None: ...
 
     def archive_backlog(self, runs: int) -> None: ...
 

@@ -47,6 +47,8 @@ REQUEST_HEADERS = (
 RESPONSE_HEADERS = (
     "x-request-id",
     "x-workflow-id",
+    "x-cache",
+    "x-headgate-cache",
     "idempotency-replayed",
     "retry-after",
     "retry-after-ms",

@@ -6,6 +6,8 @@ words of our own closed sets: nothing a client sends becomes a label.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
@@ -75,6 +77,7 @@ class GatewayMetrics:
             "headgate_upstream_notes_total", "Oddities of upstreams that did not stop the answer.", ["what"], registry=registry
         )
         self._takeovers = Counter("headgate_takeovers_total", "Attempts that continued another's work.", registry=registry)
+        self._cache = Counter("headgate_cache_total", "Requests to models with a cache.", ["found"], registry=registry)
         self._backlog = Gauge("headgate_archive_backlog", "Ended runs that wait to be archived.", registry=registry)
         self._archived = Counter("headgate_archived_runs_total", "Runs copied to the archive.", registry=registry)
 
@@ -148,6 +151,9 @@ class GatewayMetrics:
 
     def takeover(self) -> None:
         self._takeovers.inc()
+
+    def cached(self, found: Literal["exact", "miss"]) -> None:
+        self._cache.labels(found).inc()
 
     def archive_backlog(self, runs: int) -> None:
         self._backlog.set(runs)

@@ -11,6 +11,8 @@ from time import monotonic, time
 import msgspec
 from aiohttp import web
 
+from gateway.access import caching
+from gateway.access.caching import cache_found, cache_use
 from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.rules import Access
 from gateway.departures import Departures
@@ -41,12 +43,13 @@ _NAMES = {"X-Workflow-ID": "The run behind the answer: `task-…`."}
 _WHOLE = Reply(200, "The answer, whole or as a stream.", Completion, headers=_NAMES, also=EVENT_STREAM)
 _CREATE = Operation(
     "chat",
-    (_WHOLE._replace(headers=_NAMES | REPLAYED),),
+    (_WHOLE._replace(headers=_NAMES | REPLAYED | caching.TOLD),),
     body=ChatBody,
     headers={
         "X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines.",
         "X-Session-ID": "The session that the run belongs to; `headgate_options.session_id` wins.",
         **SENT,
+        **caching.SENT,
     },
     refusals=(404, 409, 429, 502, 503, 504),
 )
@@ -96,12 +99,12 @@ class ChatRoutes:
             session_id=request.headers.get("X-Session-ID"),
         )
         repetition = idempotency(request.headers, principal, asked, sdk_retries=self._sdk_retries)
-        submission = msgspec.structs.replace(asked.submission, idempotency=repetition)
+        submission = msgspec.structs.replace(asked.submission, idempotency=repetition, cache=cache_use(request.headers))
         entry = self._engine.resolve(submission.model).entry
         policy = entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
         with self._drain.answer():
             async with self._departures.requester(principal, submission, policy) as run:
-                about_run(request, run.id, repeated=run.repeated)
+                about_run(request, run.id, repeated=run.repeated, cache=cache_found(entry, run))
                 async with self._engine.subscribe(principal, run.id) as subscription:
                     if not asked.stream:
                         return await self._whole(subscription, run, request[PRINCIPAL])

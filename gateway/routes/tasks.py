@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
+from gateway.access import caching
+from gateway.access.caching import cache_found, cache_use
 from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.rules import Access
 from gateway.departures import Departures
@@ -38,14 +40,19 @@ from orchestrator.runs import Run, RunFilter
 STREAM = "/api/v1/stream/sse"
 
 _NAMES = {"X-Workflow-ID": "The task's id.", "X-Session-ID": "The session that the task belongs to."}
-_TAKEN = {**_NAMES, **REPLAYED}
+_TAKEN = {**_NAMES, **REPLAYED, **caching.TOLD}
+_ASKED = {**SENT, **caching.SENT}
 _LINKS = {**_TAKEN, "Link": "`<…>; rel=stream`: the same as `stream_url`.", "Location": "The task."}
 
 _SUBMIT = Operation(
-    "tasks", (Reply(200, "Taken on.", Submitted, headers=_TAKEN),), body=SubmitBody, headers=SENT, refusals=(404, 409, 503)
+    "tasks", (Reply(200, "Taken on.", Submitted, headers=_TAKEN),), body=SubmitBody, headers=_ASKED, refusals=(404, 409, 503)
 )
 _SUBMIT_STREAM = Operation(
-    "tasks", (Reply(201, "Taken on.", SubmittedStream, headers=_LINKS),), body=SubmitBody, headers=SENT, refusals=(404, 409, 503)
+    "tasks",
+    (Reply(201, "Taken on.", SubmittedStream, headers=_LINKS),),
+    body=SubmitBody,
+    headers=_ASKED,
+    refusals=(404, 409, 503),
 )
 _LIST = Operation("tasks", (Reply(200, "A page of tasks.", TaskList),), query=TasksQuery, refusals=(503,))
 _GET = Operation("tasks", (Reply(200, "The task.", Task),))
@@ -154,8 +161,10 @@ class TaskRoutes:
         begun = msgspec.structs.replace(
             submission(wanted, self._choice.of(wanted), wanted.session_id or self._new_session_id()),
             idempotency=idempotency(request.headers, request[PRINCIPAL], wanted.model_dump(), sdk_retries=self._sdk_retries),
+            cache=cache_use(request.headers),
         )
+        entry = self._engine.resolve(begun.model).entry
         with self._drain.answer():
             async with self._departures.requester(request[PRINCIPAL], begun, "continue") as run:
-                about_run(request, run.id, repeated=run.repeated)
+                about_run(request, run.id, repeated=run.repeated, cache=cache_found(entry, run))
                 return run

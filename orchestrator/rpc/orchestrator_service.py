@@ -121,6 +121,9 @@ class OrchestratorService:
         run, usage = details.run, details.usage
         until_ms = run.ended_ms or int(self._clock() * 1000)
         metrics = ExecutionMetrics(latency_ms=max(until_ms - run.created_ms, 0))
+        if run.cached is not None:
+            metrics.cache_hit = True
+            metrics.cache_score = 1.0 if run.cached.score is None else run.cached.score
         if usage is not None:
             spent = TokenUsage(
                 prompt_tokens=usage.prompt_tokens,

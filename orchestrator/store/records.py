@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from orchestrator.events import ENDINGS, Entry
-from orchestrator.runs import ChatOptions, Run, RunState
+from orchestrator.runs import Cached, ChatOptions, Run, RunState
 from orchestrator.upstreams.upstream import Usage
 
 Row: TypeAlias = tuple[Any, ...]
@@ -31,6 +31,7 @@ RUN_COLUMNS = (
     "deadline_ms",
     "finish_reason",
     "error",
+    "cached",
     "prompt_tokens",
     "completion_tokens",
     "total_tokens",
@@ -54,8 +55,8 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def usage(self) -> Usage | None:
-        """What the run's ending says that it used."""
-        return _usage(self._ending().get("usage"))
+        """What the run's ending says that it used; nothing, if it only said again what another had said."""
+        return None if self.run.cached is not None else _usage(self._ending().get("usage"))
 
     def run_row(self) -> Row:
         """Values of RUN_COLUMNS."""
@@ -77,6 +78,7 @@ class Record(msgspec.Struct, frozen=True):
             run.deadline_ms,
             _text(payload.get("finish_reason")),
             _json(payload.get("error")),
+            _json(run.cached),
             *((None,) * 6 if usage is None else msgspec.structs.astuple(usage)),
             self.last.seq,
             self.last.ms,
@@ -112,6 +114,7 @@ def run_of(row: Mapping[str, Any]) -> Run:
         deadline_ms=row["deadline_ms"],
         started_ms=row["started_ms"],
         ended_ms=row["ended_ms"],
+        cached=None if row["cached"] is None else msgspec.json.decode(row["cached"], type=Cached),
     )
 
 

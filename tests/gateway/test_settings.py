@@ -159,6 +159,13 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("upstreams: {a: {kind: openai, base_url: 'http://h/v1'}}\nmodels: {m: {plan: {agent: {upstream: a, on_cut: continue}}}}", [
         "models.m.plan.agent.on_cut: 'continue' needs `continues: true` at upstreams.a; or choose 'regenerate'",
     ]),
+    ("upstreams: {d: {kind: scripted}}\nlog: {retention_hours: 2}\n"
+     "models: {m: {plan: {agent: {upstream: d}}, cache: {exact: true, ttl_s: 7201}}}", [
+        "models.m.cache.ttl_s: is longer than the 7200 s of log.retention_hours, and the log is what is given again",
+    ]),
+    ("models: {m: {workflow: {type: T, task_queue: q}, cache: {exact: true}}}", [
+        "models.m: only a plan's answers can be cached: what a workflow of your own does, nobody here knows",
+    ]),
     ("upstreams: {a: {}, b: {kind: opnai}}\nmodels: {m: {plan: {agent: {upstream: a}}}}", [
         "upstreams.a: needs 'kind'",
         "upstreams.b: 'kind' should be one of 'scripted', 'openai'",

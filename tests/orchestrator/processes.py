@@ -14,7 +14,7 @@ import msgspec
 
 from orchestrator import assembly
 from orchestrator.catalog import ModelEntry
-from orchestrator.clock import SystemClock
+from orchestrator.clock import Clock, SystemClock
 from orchestrator.events import Event, Gap
 from orchestrator.local import LocalEngine
 from orchestrator.metrics import NoMetrics
@@ -54,12 +54,15 @@ class Counted(NoMetrics):
     def takeover(self) -> None:
         self.calls.append("takeover")
 
+    def cached(self, found: str) -> None:
+        self.calls.append(found)
+
 
 class Shared:
     """What all processes share: the log's store, the archive, the upstream with its witness, and Temporal's task queue."""
 
-    def __init__(self, temporal: TemporalAddress = NOWHERE) -> None:
-        self.clock = SystemClock()
+    def __init__(self, temporal: TemporalAddress = NOWHERE, clock: Clock | None = None) -> None:
+        self.clock = clock or SystemClock()
         self.store = MemoryStore(self.clock.time)
         self.archive = MemoryRuns()
         self.upstream = ScriptedUpstream("demo")

@@ -164,6 +164,8 @@ async def engine(witness: Witness) -> AsyncIterator[Engine]:
         "headgate-demo": {"plan": {"agent": agent}, "durability": "none"},
         "durable": {"plan": {"agent": agent}},
         "patient": {"plan": {"agent": agent}, "durability": "none", "on_disconnect": "continue"},
+        "cached": {"plan": {"agent": agent}, "durability": "none", "cache": {"exact": True}},
+        "cached-at-any": {"plan": {"agent": agent}, "durability": "none", "cache": {"exact": True, "any_temperature": True}},
     }
     config = assembly.Configuration(
         data_dir=Path("unused"),

@@ -163,9 +163,9 @@ async def open_door(upstream: ScriptedUpstream) -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
         async def start(wrap: Callable[[Engine], Engine] = lambda engine: engine, options: Any = (), **settings: Any) -> Door:
-            store = MemoryStore(lambda: 1_730_000_000.123)
-            engine = wrap(await stack.enter_async_context(an_engine(store=store, upstream=upstream)))
-            config = Settings.model_validate({**SETTINGS, **settings})
+            store, asked = MemoryStore(lambda: 1_730_000_000.123), {**SETTINGS, **settings}
+            engine = wrap(await stack.enter_async_context(an_engine(store=store, upstream=upstream, models=asked["models"])))
+            config = Settings.model_validate(asked)
             drain, metrics = Drain(spread=lambda _: 0.0), GatewayMetrics()
             listening = await stack.enter_async_context(
                 grpc_door(config, engine, key_ring(config.auth), drain, metrics, new_session_id)

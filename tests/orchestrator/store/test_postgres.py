@@ -10,8 +10,9 @@ import asyncpg
 import pytest
 
 from orchestrator.events import Entry, Event, encode
-from orchestrator.runs import ALL_RUNS, ChatOptions, Run, RunFilter, RunState
+from orchestrator.runs import ALL_RUNS, Cached, ChatOptions, Run, RunFilter, RunState
 from orchestrator.store.postgres import Postgres, Record, StoreRefused, StoreUnavailable
+from orchestrator.store.schema import load_migrations
 
 if TYPE_CHECKING:
     from tests.orchestrator.store.conftest import Wire
@@ -60,6 +61,16 @@ async def test_a_run_and_its_entries_come_back_as_they_were(postgres: Postgres) 
     assert await postgres.find(run.id, 5) is None
     assert await postgres.run("task-" + "f" * 32) is None
     assert await postgres.entries("task-" + "f" * 32, 0, 100) == []
+
+
+async def test_a_run_that_said_again_what_another_had_said_spent_nothing(postgres: Postgres, database: str) -> None:
+    run = make_run(session_id="s", cached=Cached("task-" + "a" * 32, 0.97))
+    await postgres.write([make_record(run), make_record(make_run(2, session_id="s", cached=Cached("task-" + "b" * 32)))])
+    assert await postgres.run(run.id) == run
+    assert await fetch(database, "SELECT cached->>'run_id', total_tokens FROM runs WHERE id = '" + run.id + "'") == [
+        ("task-" + "a" * 32, None)
+    ]
+    assert [(row.runs, row.tokens) for row in await postgres.sessions("acme", limit=10)] == [(2, 0)]
 
 
 async def test_the_ending_is_readable_in_sql(postgres: Postgres, database: str) -> None:
@@ -161,7 +172,9 @@ async def test_many_starting_at_once_migrate_once(database: str) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(6):
             group.create_task(start_and_ping(database))
-    assert await fetch(database, "SELECT version, name FROM schema_versions") == [(1, "runs_and_events")]
+    known = [(migration.version, migration.name) for migration in load_migrations()]
+    assert await fetch(database, "SELECT version, name FROM schema_versions ORDER BY version") == known
+    assert [version for version, _ in known] == list(range(1, len(known) + 1))
 
 
 async def start_and_ping(url: str) -> None:

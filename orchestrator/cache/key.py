@@ -1,0 +1,60 @@
+"""Which requests ask the same: the key of an answer, within a tenant. No I/O.
+
+All that an answer depends on is in it: the model, its plan as it is configured now, and the request as it was understood, with its
+context. Left out is what only says for whom it is asked. `null` is "not given", at the top and in messages, and `0.0` is `0`;
+everything else counts, because nobody here knows what it means to an upstream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from orchestrator.plans.plan import Agent, Plan
+from orchestrator.runs import RunRequest
+
+_SAYS_NOTHING = frozenset({"metadata", "user", "safety_identifier", "store", "prompt_cache_key"})
+"""Fields about the request, with no part in its answer."""
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def digest(request: RunRequest) -> str:
+    """The key of the answer to this request, for a tenant: 64 hexadecimal digits."""
+    asked = (request.model, request.upstream_model, request.plan, request.context or {}, _understood(request.body))
+    return hashlib.sha256(_encode(asked)).hexdigest()
+
+
+def certain(plan: Plan, body: Mapping[str, Any]) -> bool:
+    """Whether each agent is asked with temperature 0, which is as near as it gets to there being one answer."""
+    return all(_temperature(agent, body) == 0 for agent in _agents(plan))
+
+
+def _agents(plan: Plan) -> Iterable[Agent]:
+    return (plan.agent,)
+
+
+def _temperature(agent: Agent, body: Mapping[str, Any]) -> object:
+    asked = body.get("temperature")
+    return agent.parameters.get("temperature") if asked is None else asked
+
+
+def _understood(body: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: _number(value) for name, value in body.items() if value is not None and name not in _SAYS_NOTHING}
+    messages = known.get("messages")
+    if isinstance(messages, list):
+        known["messages"] = [_given(message) for message in messages]
+    return known
+
+
+def _given(message: object) -> object:
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if value is not None}
+
+
+def _number(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
