@@ -1,7 +1,7 @@
 """Which requests ask the same: the key of an answer, within a tenant. No I/O.
 
-All that an answer depends on is in it: the model, its plan as it is configured now, and the request as it was understood, with its
-context. Left out is what only says for whom it is asked. `null` is "not given", at the top and in messages, and `0.0` is `0`;
+All that an answer depends on is in it: the model, its plan as it is configured now, and the request as it was understood, with
+its context. Left out is what only says for whom it is asked. `null` is "not given", at the top and in messages, and `0.0` is `0`;
 everything else counts, because nobody here knows what it means to an upstream.
 """
 

@@ -50,8 +50,14 @@ def test_what_was_said_is_said_again() -> None:
 def test_what_was_done_to_the_run_is_not() -> None:
     done = [
         Event(kind, AT, payload={"reason": "later"})
-        for kind in ("WORKFLOW_PAUSING", "WORKFLOW_PAUSED", "WORKFLOW_RESUMED", "WORKFLOW_CANCELLING", "AGENT_RETRYING",
-                     "BUDGET_THRESHOLD")
+        for kind in (
+            "WORKFLOW_PAUSING",
+            "WORKFLOW_PAUSED",
+            "WORKFLOW_RESUMED",
+            "WORKFLOW_CANCELLING",
+            "AGENT_RETRYING",
+            "BUDGET_THRESHOLD",
+        )
     ]
     assert found(log(*SAID[:2], *done, *SAID[2:])) == found(log(*SAID))
 
