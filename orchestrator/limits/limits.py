@@ -52,7 +52,9 @@ ADMITTED = Admitted()
 
 
 class Limits(Protocol):
-    """Methods raise LimitsUnavailable where the counts cannot be had in time and the configuration says to refuse then."""
+    """Where the counts cannot be had in time, `admit`, `extend` and `reading` raise LimitsUnavailable, or do as if there were no
+    limits, whatever the configuration says.
+    """
 
     def counts_tokens(self, principal: Principal) -> bool:
         """Whether `admit` wants an estimate for this caller's runs."""
@@ -74,16 +76,19 @@ class Limits(Protocol):
         """
 
     async def settle(self, run: Run, used: Used) -> None:
-        """What the run has used takes the place of what was reserved for it. Only the first time; later ones have no effect."""
+        """What the run has used takes the place of what was reserved for it. Only the first time; later ones have no effect.
 
-    async def cancel(self, run: Run) -> None:
-        """The run never began: nothing was used, and its places are free. Harmless for one that did not take anything."""
+        Raises Unavailable: then it has to be done again.
+        """
+
+    def cancel(self, run: Run) -> None:
+        """The run never began: nothing was used, and its places are free."""
 
     def reading(self, principal: Principal) -> AbstractAsyncContextManager[None]:
         """Around a stream that is being read. Raises TooManyStreams on entry."""
 
     async def renew(self, runs: Iterable[Run]) -> None:
-        """These runs go on: what they hold does not lapse."""
+        """These runs go on: what they hold does not lapse. Raises Unavailable."""
 
 
 class Unlimited:
@@ -102,7 +107,7 @@ class Unlimited:
 
     async def settle(self, run: Run, used: Used) -> None: ...
 
-    async def cancel(self, run: Run) -> None: ...
+    def cancel(self, run: Run) -> None: ...
 
     def reading(self, principal: Principal) -> AbstractAsyncContextManager[None]:
         return nullcontext()

@@ -126,6 +126,11 @@ class RedisLog:
         for part in (self._notices, self._reads, self._writes):
             await part.close()
 
+    @property
+    def connection(self) -> Connection:
+        """The one that appends: what is sent on it arrives in this order."""
+        return self._writes
+
     async def ping(self) -> None:
         await self._writes.call((b"PING",))
 
@@ -136,7 +141,8 @@ class RedisLog:
     ) -> Appended:
         keys, channel = self._keys(run.id)
         over = run.state.ended
-        about: Command = (_encode(run), run.state, _encode(request), int(over))
+        held = "" if run.hold is None else " ".join(run.hold.places)
+        about: Command = (_encode(run), run.state, _encode(request), int(over), held)
         args: Command = (self._origin, channel, self._retention_ms, *about, *_batches(bodies))
         parse = partial(self._appended, run.id, bodies, events, over)
         try:

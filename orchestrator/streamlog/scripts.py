@@ -1,4 +1,4 @@
-"""The Lua scripts of the event log, each in a file of its own named by what it does. They are the log's atomic steps."""
+"""Lua scripts, each in a file of its own in a package's `lua/`, named by what it does. They are the atomic steps in Redis."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Script(msgspec.Struct, frozen=True):
     sha: bytes
 
 
-def load(name: str) -> Script:
-    text = resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
+def load(*names: str, package: str = __package__) -> Script:
+    """The script; what several share is a file that is named ahead of it."""
+    files = resources.files(package).joinpath("lua")
+    text = b"\n".join(files.joinpath(f"{name}.lua").read_bytes() for name in names)
     return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())

@@ -101,6 +101,10 @@ end
 if ends then
   also('closed', '1')
   also('ended', ms_text)
+  -- Whoever reads that it has ended finds its place free.
+  for place in string.gmatch(redis.call('HGET', meta, 'held') or '', '%S+') do
+    redis.call('ZREM', place, string.match(meta, '{(.*)}'))
+  end
 end
 if ends or now - refreshed >= tonumber(ARGV[4]) then
   also('refreshed', text(now))

@@ -1,0 +1,263 @@
+"""Limits and budgets in Redis: `limits.Limits` over the scripts in `lua/`, on the connection that the log appends with.
+
+Every question is one call, and waits `wait_s` at most for its answer. What was asked and not answered in time may have happened
+all the same: it is taken back behind it, and where that is lost too it lapses. Replicas count by Redis's clock, which is one for
+all of them; `now_us` is for tests that want to own it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+from orchestrator.errors import LimitsUnavailable, Unavailable
+from orchestrator.limits import refusals
+from orchestrator.limits.limits import ADMITTED, LAPSE_S, RESERVED_S, Admitted, Estimate, Used
+from orchestrator.limits.plan import Plan, Plans, Policy
+from orchestrator.limits.quota import Hold, Quota, Rate
+from orchestrator.runs import Principal, Run
+from orchestrator.spending.money import Price
+from orchestrator.streamlog.connection import Connection
+from orchestrator.streamlog.log import LogUnavailable
+from orchestrator.streamlog.scripts import Script, load
+from orchestrator.streamlog.wire import Command
+
+_log = logging.getLogger(__name__)
+
+_NOTHING = Estimate(0, 0)
+_AT_ONCE = 500
+"""Places that one call renews, so that none holds Redis up."""
+
+
+class RedisLimits:
+    """`async with` it. `retention_ms` is for how long a run's log may be read, and so its usage be told a second time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        policy: Policy,
+        *,
+        prefix: str = "hg",
+        retention_ms: int = 86_400_000,
+        wait_s: float = 0.5,
+        lapse_s: float = LAPSE_S,
+        reserved_s: float = RESERVED_S,
+        origin: str | None = None,
+        now_us: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._connection = connection
+        self._open = policy.when_unavailable == "open"
+        self._plans = Plans(policy, prefix)
+        self._keep_ms = 2 * retention_ms
+        self._wait_s = wait_s
+        self._lapse_s = lapse_s
+        self._lapse_ms = round(lapse_s * 1000)
+        self._reserved_ms = round(reserved_s * 1000)
+        self._origin = origin or secrets.token_hex(6)
+        self._now_us = now_us
+        self._admit, self._extend, self._settle, self._enter, self._renew = map(
+            _script, ("admit", "extend", "settle", "enter", "renew")
+        )
+        self._numbers = count(1)
+        self._reading: defaultdict[str, set[str]] = defaultdict(set)
+        """The places that readers of this process have taken, by the set that holds them."""
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._renewing = asyncio.create_task(self._keep_renewing(), name="limits")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
+
+    # -- runs ------------------------------------------------------------------------------------------------------------
+
+    def counts_tokens(self, principal: Principal) -> bool:
+        return self._plans.of(principal).counts_tokens
+
+    async def admit(
+        self, principal: Principal, run_id: str, created_ms: int, estimate: Estimate | None, *, may_repeat: bool = False
+    ) -> Admitted:
+        plan = self._plans.of(principal)
+        if not plan.limits_runs:
+            return ADMITTED
+        args: Command = (
+            self._now_us(),
+            run_id,
+            self._lapse_ms,
+            self._reserved_ms,
+            self._keep_ms,
+            *_words(estimate or _NOTHING),
+            plan.rates_text,
+            plan.runs_text,
+            plan.budgets_text(created_ms),
+            int(may_repeat),
+        )
+        try:
+            refused, which, wait_ms, granted, *levels = await self._ask(self._admit, plan.stem, run_id, args)
+        except Unavailable as error:
+            self._take_back(plan.stem, run_id, [place.key for place in plan.runs])
+            if self._open:
+                return ADMITTED
+            raise LimitsUnavailable(retry_after_s=1.0) from error
+        quota = _quota(plan, levels)
+        match refused:
+            case b"rates":
+                raise refusals.too_fast(plan.rates[which - 1], wait_ms, quota)
+            case b"places":
+                raise refusals.too_many_runs(plan.runs[which - 1], quota)
+            case b"budgets":
+                raise refusals.spent(plan.budgets[which - 1])
+        return Admitted(quota, _hold(plan, granted))
+
+    async def extend(self, run: Run, want: Estimate) -> int:
+        args = (self._now_us(), run.id, self._reserved_ms, *_words(want))
+        try:
+            return int(await self._ask(self._extend, self._plans.stem(run.tenant), run.id, args))
+        except Unavailable as error:
+            if self._open:
+                return want.output_tokens
+            raise LimitsUnavailable(retry_after_s=1.0) from error
+
+    async def settle(self, run: Run, used: Used) -> None:
+        if run.hold is None or not run.hold.reserved:
+            return
+        stem = self._plans.stem(run.tenant)
+        await self._connection.run(self._settle, _keys(stem, run.id), self._settled(run.id, used))
+
+    def cancel(self, run: Run) -> None:
+        if run.hold is not None:
+            self._take_back(self._plans.stem(run.tenant), run.id, run.hold.places)
+
+    async def renew(self, runs: Iterable[Run]) -> None:
+        held: defaultdict[str, list[str]] = defaultdict(list)
+        reserved: defaultdict[str, list[str]] = defaultdict(list)
+        for run in runs:
+            if run.hold is None:
+                continue
+            for place in run.hold.places:
+                held[place].append(run.id)
+            if run.hold.reserved:
+                reserved[f"{self._plans.stem(run.tenant)}reservations"].append(run.id)
+        for place, who in held.items():
+            await self._prolong(place, who, self._lapse_ms)
+        for place, who in reserved.items():
+            await self._prolong(place, who, self._reserved_ms)
+
+    # -- readers ---------------------------------------------------------------------------------------------------------
+
+    def reading(self, principal: Principal) -> AbstractAsyncContextManager[None]:
+        plan = self._plans.of(principal)
+        return self._read(plan) if plan.streams else nullcontext()
+
+    @asynccontextmanager
+    async def _read(self, plan: Plan) -> AsyncIterator[None]:
+        reader = f"{self._origin}.{next(self._numbers)}"
+        places = [place.key for place in plan.streams]
+        try:
+            await self._take_places(plan, reader)
+            for place in places:
+                self._reading[place].add(reader)
+            yield
+        finally:
+            for place in places:
+                self._reading[place].discard(reader)
+                if not self._reading[place]:
+                    del self._reading[place]
+            self._connection.post(*((b"ZREM", place, reader) for place in places))
+
+    async def _take_places(self, plan: Plan, reader: str) -> None:
+        args = (self._now_us(), reader, self._lapse_ms, plan.streams_text)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                full = await self._connection.run(self._enter, [plan.streams[0].key.encode()], args)
+        except (Unavailable, TimeoutError) as error:
+            if not self._open:
+                raise LimitsUnavailable(retry_after_s=1.0) from error
+            return
+        if full:
+            raise refusals.too_many_streams(plan.streams[full - 1])
+
+    # -- Redis -----------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, script: Script, stem: str, run_id: str, args: Command) -> Any:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await self._connection.run(script, _keys(stem, run_id), args)
+        except TimeoutError:
+            raise LogUnavailable(retry_after_s=1.0) from None
+
+    def _take_back(self, stem: str, run_id: str, places: Iterable[str]) -> None:
+        """As if the run had never been let in. It is not known whether Redis knows the script, and nobody waits to be told."""
+        try:
+            self._connection.post(
+                (b"EVAL", self._settle.text, 2, *_keys(stem, run_id), *self._settled(run_id, Used())),
+                *((b"ZREM", place, run_id) for place in places),
+            )
+        except Unavailable:
+            _log.info("what limits hold for a run that never began will lapse", extra={"workflow_id": run_id})
+
+    def _settled(self, run_id: str, used: Used) -> Command:
+        return self._now_us(), run_id, used.tokens, used.nano, self._keep_ms
+
+    async def _prolong(self, place: str, who: Sequence[str], lapse_ms: int) -> None:
+        for start in range(0, len(who), _AT_ONCE):
+            args: Command = (self._now_us(), lapse_ms, *who[start : start + _AT_ONCE])
+            await self._connection.run(self._renew, [place.encode()], args)
+
+    async def _renew_readers(self) -> None:
+        for place, readers in list(self._reading.items()):
+            await self._prolong(place, list(readers), self._lapse_ms)
+
+    async def _keep_renewing(self) -> None:
+        """Three tries before a reader's place lapses."""
+        while True:
+            await asyncio.sleep(self._lapse_s / 3)
+            try:
+                await self._renew_readers()
+            except Unavailable as error:
+                _log.info("readers' places were not renewed: %s", error)
+            except Exception:  # noqa: BLE001 - the outermost edge of this task: the next round comes
+                _log.exception("readers' places were not renewed")
+
+
+def _script(name: str) -> Script:
+    return load("shared", name, package="orchestrator.limits")
+
+
+def _keys(stem: str, run_id: str) -> tuple[bytes, bytes]:
+    return f"{stem}run:{run_id}".encode(), f"{stem}reservations".encode()
+
+
+def _words(estimate: Estimate) -> tuple[int, int, int, int]:
+    """A prompt's tokens may all be cached ones; no price of theirs is assumed that could be too low."""
+    price = estimate.price or Price(0, 0)
+    return estimate.prompt_tokens, estimate.output_tokens, max(price.input, price.cached_input or 0), price.output
+
+
+def _quota(plan: Plan, levels: Sequence[int]) -> Quota | None:
+    """Of the key's and the tenant's limits those that are nearer."""
+    nearest: dict[str, Rate] = {}
+    for limit, remaining, reset_ms in zip(plan.rates, levels[::2], levels[1::2], strict=True):
+        known = nearest.get(limit.kind)
+        if known is None or remaining < known.remaining:
+            nearest[limit.kind] = Rate(limit.limit, remaining, reset_ms)
+    return Quota(nearest.get("requests"), nearest.get("tokens")) if nearest else None
+
+
+def _hold(plan: Plan, granted: int) -> Hold | None:
+    if not plan.runs and not plan.counts_tokens:
+        return None
+    places = tuple(place.key for place in plan.runs)
+    return Hold(places, plan.counts_tokens, granted if plan.budgets else None)
