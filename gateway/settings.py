@@ -244,7 +244,9 @@ class Streams(Section):
     )
     stall_timeout_s: PositiveFloat = Field(default=60.0, description="A client that takes no bytes for so long is disconnected.")
     ws_ping_s: PositiveFloat = Field(
-        default=20.0, description="Silence after which a WebSocket is pinged; it is dead if nothing comes back in half that time."
+        default=20.0,
+        description="Silence after which a WebSocket is pinged; it is dead if nothing comes back, and nothing "
+        "is taken of what is on its way to it, in half that time.",
     )
     ws_max_message_bytes: ByteSize = Field(
         default=ByteSize(64 * KIB), gt=0, description="A longer message of a WebSocket client closes its socket with 1009."

@@ -4,14 +4,18 @@ Messages leave as whole frames in one write, like server-sent events do, and wha
 the same way: whoever has something to send waits until the transport has room, and a client that takes no byte for
 `stall_timeout_s` is cut off. A client that talks too fast is listened to more slowly: what it sends beyond the allowance waits in
 its own socket. A peer that is gone is noticed by pings (aiohttp's heartbeat: one after `ping_s` of silence, and half as long for
-any byte to come back).
+any byte to come back, or for some of what is on its way to be taken: the pong of a slow reader is behind all that).
 """
 
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import ioctl
+from termios import TIOCOUTQ
+from typing import Any
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -49,12 +53,38 @@ class Allowance:
         return max(self._due - now, 0.0)
 
 
+class _Response(web.WebSocketResponse):
+    """aiohttp's, but that a peer which takes what is on its way to it is not dead before its pong.
+
+    `backlog` is how much is on its way, and how much has been taken so far, in bytes.
+    """
+
+    _taken = 0
+    _behind = False
+
+    def __init__(self, backlog: Callable[[], tuple[int, int]], **options: Any) -> None:
+        super().__init__(**options)
+        self._backlog = backlog
+
+    def _pong_not_received(self) -> None:
+        before, was_behind = self._taken, self._behind
+        waiting, self._taken = self._backlog()
+        self._behind = waiting > 0
+        if self._taken > before and (self._behind or was_behind):
+            # What it has taken last may still be in its kernel, before the ping. So the end of a backlog counts once, too.
+            again = asyncio.get_running_loop().call_later(self._pong_heartbeat, self._pong_not_received)
+            self._pong_response_cb = again
+        else:
+            super()._pong_not_received()
+
+
 class Socket:
     """Not connected before `start`. Any task may send; one receives."""
 
     def __init__(self, request: web.Request, limits: SocketLimits, clock: Callable[[], float]) -> None:
         self.opened = asyncio.Event()
-        self.response = web.WebSocketResponse(
+        self.response = _Response(
+            self._backlog,
             timeout=_GOODBYE_S,
             heartbeat=limits.ping_s,
             autoping=False,
@@ -66,6 +96,7 @@ class Socket:
         self._stall_timeout_s = limits.stall_timeout_s
         self._allowance = Allowance(limits.messages_per_s, 4 * limits.messages_per_s, clock)
         self._turn = asyncio.Lock()
+        self._written = 0
 
     @property
     def acceptable(self) -> bool:
@@ -85,6 +116,7 @@ class Socket:
         if transport is None or transport.is_closing() or self.response.closed:
             raise ConnectionResetError("The client is gone")
         transport.write(frames)
+        self._written += len(frames)
 
     async def receive(self) -> str | bytes | None:
         """The next message; None when there will be no more, whoever closed the socket and why."""
@@ -116,10 +148,28 @@ class Socket:
         if transport is not None and transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(self._stall_timeout_s, transport.abort)
 
+    def _backlog(self) -> tuple[int, int]:
+        """How much is on its way to the client, and how much it has taken."""
+        transport = self._request.transport
+        if transport is None:
+            return 0, 0
+        waiting = transport.get_write_buffer_size() + _unacknowledged(transport)
+        return waiting, self._written - waiting
+
     async def _room(self) -> None:
         assert self._writer is not None
         async with self._turn:
             await room(self._request, self._writer, self._stall_timeout_s)
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """What the kernel holds for the peer, which can be megabytes."""
+    size = array("i", [0])
+    try:
+        ioctl(transport.get_extra_info("socket").fileno(), TIOCOUTQ, size)
+    except OSError:
+        return 0  # it is closing
+    return size[0]
 
 
 class SocketSink:

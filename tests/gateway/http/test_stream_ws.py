@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from typing import Any
 
@@ -471,6 +472,43 @@ async def test_a_peer_that_is_gone_is_noticed(serve: Any, engine: Any) -> None:
     stage = await Stage.open(server, engine)
     async with rude(server, stage.id) as (reader, _):
         assert [opcode for opcode, _ in await frames_to_the_end(reader)] == [TEXT, TEXT, PING]
+
+
+async def test_a_slow_reader_stays_though_its_pongs_are_late(serve: Any, engine: Any) -> None:
+    """A client that was slower than its pings was cut after 30 s, in the middle of reading: the ping waited behind megabytes."""
+    server = await serve(settings(streams={"ws_ping_s": 0.2}), engine)
+    stage = await Stage.open(server, engine)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(handshake(stage.id, "Authorization: Bearer sk-a"))
+        slow.setblocking(False)
+        for _ in range(16):
+            await stage.publish(PublishedEvent("LLM_PARTIAL", message="x" * 250_000))
+        received = bytearray()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while loop.time() - began < 1.0:
+            received += await loop.sock_recv(slow, 1 << 15)
+            await asyncio.sleep(0.01)
+        assert len(received) < 4_000_000, "it was not slow"
+        await stage.complete()
+        while b'"STREAM_END"' not in received[-1000:]:
+            data = await loop.sock_recv(slow, 1 << 20)
+            assert data, "it was cut"
+            received += data
+
+
+async def test_a_peer_that_dies_with_much_on_its_way_is_noticed(serve: Any, engine: Any) -> None:
+    """Of what is on its way to it nothing is taken any more: 40 s with 20 s between pings."""
+    server = await serve(settings(streams={"ws_ping_s": 0.2}), engine)
+    stage = await Stage.open(server, engine)
+    async with rude(server, stage.id):
+        for _ in range(60):
+            await stage.publish(PublishedEvent("LLM_PARTIAL", message="x" * 250_000))
+        async with asyncio.timeout(3):
+            while b"headgate_active_streams 0.0" not in server.metrics.text():  # noqa: ASYNC110 - it can only be asked for
+                await asyncio.sleep(0.01)
 
 
 async def test_a_quiet_client_that_answers_pings_stays(serve: Any, engine: Any) -> None:
