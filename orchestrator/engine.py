@@ -15,7 +15,9 @@ import msgspec
 from orchestrator.catalog import Resolved
 from orchestrator.errors import Failure
 from orchestrator.events import Entry, Gap
-from orchestrator.runs import ALL_RUNS, ChatOptions, Principal, Run, RunFilter
+from orchestrator.keys import ApiKey, Fingerprint, Rotated, StoredKey
+from orchestrator.limits.quota import Allowance
+from orchestrator.runs import ALL_RUNS, EVERYDAY, ChatOptions, Principal, Run, RunFilter, Scope
 from orchestrator.streamlog.log import BEGINNING, Position
 from orchestrator.upstreams.upstream import ModelCard, Usage
 
@@ -253,6 +255,38 @@ class Engine(Protocol):
 
     async def delete_session(self, principal: Principal, session_id: str) -> None:
         """Forget a session: it and its runs are no longer listed. Raises SessionNotFound, Unavailable."""
+
+    async def create_key(
+        self,
+        principal: Principal,
+        fingerprint: Fingerprint,
+        name: str,
+        scopes: frozenset[Scope] = EVERYDAY,
+        expires_ms: int | None = None,
+        limits: Allowance | None = None,
+    ) -> ApiKey:
+        """Keep a key of the caller's tenant. Doing it twice is doing it once. Raises Unavailable, as all calls about keys do."""
+
+    async def list_keys(self, principal: Principal) -> Sequence[ApiKey]:
+        """The tenant's keys, newest first, those that have ended as well."""
+
+    async def revoke_key(self, principal: Principal, key_id: str) -> ApiKey:
+        """Twice is once. Raises KeyNotFound."""
+
+    async def rotate_key(self, principal: Principal, key_id: str, fingerprint: Fingerprint, overlap_ms: int = 0) -> Rotated:
+        """A key like this one, which ends after `overlap_ms`. Raises KeyNotFound; KeyEnded if this one has ended already."""
+
+    async def find_keys(self, prefix: str) -> Sequence[StoredKey]:
+        """Of whichever tenant, all that begin so, for a door that was shown one."""
+
+    async def key_states(self, key_ids: Sequence[str]) -> Sequence[ApiKey]:
+        """How keys of whichever tenants are now, for doors that know them. One that there is not is left out."""
+
+    async def touch_keys(self, used_ms: Mapping[str, int]) -> None:
+        """Keys were used last at these times."""
+
+    async def shared_secret(self, name: str, proposed: bytes) -> bytes:
+        """The secret of this name that all replicas have: the first one that was proposed."""
 
     def subscribe(
         self, principal: Principal, run_id: str, position: Position = BEGINNING

@@ -7,8 +7,10 @@
     ├── RunNotFound               404  also another tenant's run: the two must look the same
     ├── ModelNotFound             404
     ├── SessionNotFound           404
+    ├── KeyNotFound               404
     ├── RunConflict               409  the run is not in a state that allows this
-    │   └── IdempotencyKeyReused  409  one key, two bodies
+    │   ├── IdempotencyKeyReused  409  one key, two bodies
+    │   └── KeyEnded              409  a key that has ended cannot be replaced
     ├── PositionGone              410  the named event is no longer in the log
     ├── RateLimited               429  too much at a time; `retry_after_s`, and `quota` for the headers
     │   └── TooManyStreams        429
@@ -130,6 +132,14 @@ class InsufficientScope(HeadgateError):
         self.scope = scope
 
 
+class KeyNotFound(HeadgateError):
+    """No such key."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "key_not_found"
+
+
 class RunConflict(HeadgateError):
     """The run is not in a state that allows this."""
 
@@ -142,6 +152,12 @@ class IdempotencyKeyReused(RunConflict):
     """This Idempotency-Key was used with a different request. Use a new key for a new request."""
 
     code = "idempotency_key_reused"
+
+
+class KeyEnded(RunConflict):
+    """This key has been revoked or has expired. Create a new one."""
+
+    code = "key_ended"
 
 
 class PositionGone(HeadgateError):

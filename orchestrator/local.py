@@ -35,11 +35,14 @@ from orchestrator.errors import HeadgateError, Unavailable
 from orchestrator.events import Event, EventType, encode, timestamp
 from orchestrator.foreign import workflow_input
 from orchestrator.inline import InlineRuns
+from orchestrator.issuing import Issuing
+from orchestrator.keys import ApiKey, Fingerprint, Rotated, StoredKey
+from orchestrator.limits.quota import Allowance
 from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
 from orchestrator.publishing import Publishing
 from orchestrator.repeats import Repeats
-from orchestrator.runs import ALL_RUNS, Principal, Run, RunFilter, RunRequest, new_run_id
+from orchestrator.runs import ALL_RUNS, EVERYDAY, Principal, Run, RunFilter, RunRequest, Scope, new_run_id
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import BEGINNING, Log, LogUnavailable, Position
@@ -93,6 +96,7 @@ class LocalEngine:
         self._clock = clock
         self._random_bytes = random_bytes
         self._repeats = Repeats(log, self._new_run_id)
+        self._issuing = Issuing(store.keys, clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -219,6 +223,40 @@ class LocalEngine:
 
     async def decide(self, principal: Principal, run_id: str, decision: Decision) -> None:
         await self._control.decide(principal, run_id, decision)
+
+    async def create_key(
+        self,
+        principal: Principal,
+        fingerprint: Fingerprint,
+        name: str,
+        scopes: frozenset[Scope] = EVERYDAY,
+        expires_ms: int | None = None,
+        limits: Allowance | None = None,
+    ) -> ApiKey:
+        return await self._issuing.create(
+            principal.tenant, fingerprint, name, scopes=scopes, expires_ms=expires_ms, limits=limits
+        )
+
+    async def list_keys(self, principal: Principal) -> Sequence[ApiKey]:
+        return await self._issuing.list(principal.tenant)
+
+    async def revoke_key(self, principal: Principal, key_id: str) -> ApiKey:
+        return await self._issuing.revoke(principal.tenant, key_id)
+
+    async def rotate_key(self, principal: Principal, key_id: str, fingerprint: Fingerprint, overlap_ms: int = 0) -> Rotated:
+        return await self._issuing.rotate(principal.tenant, key_id, fingerprint, overlap_ms)
+
+    async def find_keys(self, prefix: str) -> Sequence[StoredKey]:
+        return await self._store.keys.find(prefix)
+
+    async def key_states(self, key_ids: Sequence[str]) -> Sequence[ApiKey]:
+        return [found.key for found in await self._store.keys.get(key_ids)]
+
+    async def touch_keys(self, used_ms: Mapping[str, int]) -> None:
+        await self._store.keys.touch(used_ms)
+
+    async def shared_secret(self, name: str, proposed: bytes) -> bytes:
+        return await self._store.keys.secret(name, proposed)
 
     @asynccontextmanager
     async def subscribe(self, principal: Principal, run_id: str, position: Position = BEGINNING) -> AsyncIterator[Subscription]:

@@ -75,6 +75,14 @@ class RemoteEngine(Engine):
     session = _remote(Engine.session)
     title_session = _remote(Engine.title_session)
     delete_session = _remote(Engine.delete_session)
+    create_key = _remote(Engine.create_key)
+    list_keys = _remote(Engine.list_keys)
+    revoke_key = _remote(Engine.revoke_key)
+    rotate_key = _remote(Engine.rotate_key)
+    find_keys = _remote(Engine.find_keys)
+    key_states = _remote(Engine.key_states)
+    touch_keys = _remote(Engine.touch_keys)
+    shared_secret = _remote(Engine.shared_secret)
     models = _remote(Engine.models)
 
     async def submit(self, principal: Principal, submission: Submission) -> Run:

@@ -6,7 +6,7 @@ On the wire a run's id is both `task_id` and `workflow_id`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -59,6 +59,11 @@ class Scope(StrEnum):
 
 EVERYDAY = frozenset(Scope) - {Scope.ADMIN}
 """The scopes of whoever was given none in particular."""
+
+
+def scopes_named(names: Collection[str]) -> frozenset[Scope]:
+    """Those that these are names of. Names of others, perhaps of a later version, are none."""
+    return frozenset(scope for scope in Scope if scope in names)
 
 
 class Principal(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from orchestrator.events import Entry
 from orchestrator.runs import ALL_RUNS, Run, RunFilter
+from orchestrator.store.memory_keys import MemoryKeys
 from orchestrator.store.records import Record
 from orchestrator.store.store import KnownSession, SessionRow
 
 
 class MemoryRuns:
     def __init__(self) -> None:
+        self.keys = MemoryKeys()
         self._records: dict[str, Record] = {}
         self._known: dict[tuple[str, str], KnownSession] = {}
 

@@ -14,6 +14,7 @@ import msgspec
 from orchestrator.events import Entry
 from orchestrator.runs import Run, RunFilter
 from orchestrator.store.database import Database, StoreRefused, StoreUnavailable
+from orchestrator.store.postgres_keys import PostgresKeys
 from orchestrator.store.records import EVENT_COLUMNS, RUN_COLUMNS, Record, Row, run_of
 from orchestrator.store.store import KnownSession, SessionRow
 
@@ -28,6 +29,7 @@ class Postgres:
     def __init__(self, dsn: str, *, connections: int = 4, bound_s: float = 2.0) -> None:
         self._database = Database(dsn, connections=connections, bound_s=bound_s)
         self._queries = self._database.queries
+        self.keys = PostgresKeys(self._database)
 
     async def __aenter__(self) -> Self:
         await self._database.__aenter__()

@@ -69,6 +69,45 @@ SELECT seq, ms, body FROM events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIM
 -- One event of a run.
 SELECT seq, ms, body FROM events WHERE run_id = $1 AND seq = $2;
 
+-- name: add_key
+-- Keep an API key, unless it is here already.
+INSERT INTO api_keys (id, prefix, digest, name, tenant, scopes, limits, created_ms, expires_ms)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING;
+
+-- name: get_keys
+-- These keys.
+SELECT * FROM api_keys WHERE id = ANY ($1::text[]);
+
+-- name: find_keys
+-- The keys that begin so.
+SELECT * FROM api_keys WHERE prefix = $1;
+
+-- name: list_keys
+-- A tenant's keys, or everybody's, newest first.
+SELECT * FROM api_keys WHERE $1::text IS NULL OR tenant = $1 ORDER BY created_ms DESC, id DESC;
+
+-- name: revoke_key
+-- A key is not good any more; only the first time counts.
+UPDATE api_keys SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL;
+
+-- name: end_key
+-- A key that has not ended by now ($2) ends by then ($3); if that is now, it is revoked. Returns whether there is such a key.
+UPDATE api_keys SET expires_ms = least(expires_ms, $3), revoked_ms = CASE WHEN $3 <= $2 THEN $2 END
+WHERE id = $1 AND revoked_ms IS NULL AND coalesce(expires_ms > $2, true) RETURNING true;
+
+-- name: touch_keys
+-- When keys ($1) were used last ($2).
+UPDATE api_keys k SET last_used_ms = greatest(k.last_used_ms, used.at_ms)
+FROM unnest($1::text[], $2::bigint[]) used (id, at_ms) WHERE k.id = used.id;
+
+-- name: propose_secret
+-- A secret, unless there is one of that name.
+INSERT INTO secrets (name, secret) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: find_secret
+-- The secret of that name.
+SELECT secret FROM secrets WHERE name = $1;
+
 -- name: create_versions
 -- The table of migrations that were applied.
 CREATE TABLE IF NOT EXISTS schema_versions (

@@ -9,6 +9,7 @@ import msgspec
 
 from orchestrator.events import Entry
 from orchestrator.runs import Run, RunFilter
+from orchestrator.store.keys import KeyStore
 from orchestrator.store.records import Record
 
 
@@ -32,6 +33,9 @@ class KnownSession(msgspec.Struct, frozen=True):
 
 class Store(Protocol):
     """Writing is idempotent. Every method raises StoreUnavailable within a bound when the store is away."""
+
+    @property
+    def keys(self) -> KeyStore: ...
 
     async def ping(self) -> None: ...
 
