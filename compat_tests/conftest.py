@@ -110,7 +110,7 @@ def brisk(brisk_config: dict[str, Any], headgate: str, tmp_path_factory: pytest.
 
 
 def _upstreams(server: ModelServer) -> dict[str, Any]:
-    wire = {"kind": "openai", "base_url": server.base_url, "api_key": UPSTREAM_SECRET, "retries": 0}
+    wire = {"kind": "openai", "base_url": server.base_url, "api_key": UPSTREAM_SECRET, "retries": 0, "breaker": None}
     return {
         "demo": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 1.0},
         "wire": wire,

@@ -377,8 +377,10 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
         for upstream in agent.upstream:
             if upstream not in upstreams:
                 yield (*path, "upstream"), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
-            elif agent.on_cut == "continue" and not _continues(upstreams[upstream]):
-                yield (*path, "on_cut"), f"'continue' needs `continues: true` at upstreams.{upstream}; or choose 'regenerate'"
+        known = [upstream for upstream in agent.upstream if upstream in upstreams]
+        if agent.on_cut == "continue" and known and not any(_continues(upstreams[upstream]) for upstream in known):
+            where = " or ".join(f"upstreams.{upstream}" for upstream in known)
+            yield (*path, "on_cut"), f"'continue' needs `continues: true` at {where}; or choose 'regenerate'"
 
 
 def _task_problems(settings: Settings) -> Iterator[Problem]:

@@ -130,7 +130,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         desk = Desk(
             log=log,
             fanout=fanout,
-            router=route(config.upstreams, parts.upstreams, clock.time),
+            router=route(config.upstreams, parts.upstreams, metrics, clock.time),
             tokens=parts.tokens,
             metrics=metrics,
             clock=clock,

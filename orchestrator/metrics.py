@@ -1,7 +1,7 @@
 """What the orchestrator counts, as plain calls that whoever serves the numbers implements. No I/O, no library.
 
-Labels are words of our own closed sets, never text that a client or an upstream chose. Methods on the path of a token
-(`append`, `fenced`) cost at most a few microseconds and never raise.
+Labels are words of our own closed sets and names of the configuration, never text that a client or an upstream chose. Methods on
+the path of a token (`append`, `fenced`) cost at most a few microseconds and never raise.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from orchestrator.runs import RunState
+
+HedgeOutcome = Literal["won", "lost", "failed"]
+CircuitState = Literal["closed", "half_open", "open"]
 
 
 class Metrics(Protocol):
@@ -35,6 +38,15 @@ class Metrics(Protocol):
 
     def upstream_note(self, what: str) -> None:
         """An upstream did something odd; `what` is `Note.what`."""
+
+    def fallback(self, upstream: str) -> None:
+        """A call went on to another upstream because this one, a name of the configuration, failed."""
+
+    def hedge(self, upstream: str, outcome: HedgeOutcome) -> None:
+        """A second upstream was asked because this one was silent: which spoke first, `won` is the second, or neither did."""
+
+    def circuit(self, upstream: str, state: CircuitState) -> None:
+        """The circuit of this upstream is in this state from now on."""
 
     def takeover(self) -> None:
         """An attempt continued what another had begun."""
@@ -67,6 +79,12 @@ class NoMetrics:
     def upstream_error(self, kind: str) -> None: ...
 
     def upstream_note(self, what: str) -> None: ...
+
+    def fallback(self, upstream: str) -> None: ...
+
+    def hedge(self, upstream: str, outcome: HedgeOutcome) -> None: ...
+
+    def circuit(self, upstream: str, state: CircuitState) -> None: ...
 
     def takeover(self) -> None: ...
 

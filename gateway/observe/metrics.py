@@ -1,7 +1,7 @@
 """The numbers of one process, in Prometheus's words. Implements `orchestrator.metrics.Metrics` and adds what the doors see.
 
-Each instance owns its registry, so two in one process (tests do that) never mix. Labels are route patterns, status codes and
-words of our own closed sets: nothing a client sends becomes a label.
+Each instance owns its registry, so two in one process (tests do that) never mix. Labels are route patterns, status codes, names
+of the configuration and words of our own closed sets: nothing a client sends becomes a label.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
+from orchestrator.metrics import CircuitState, HedgeOutcome
 from orchestrator.runs import RunState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -75,6 +76,24 @@ class GatewayMetrics:
         )
         self._upstream_notes = Counter(
             "headgate_upstream_notes_total", "Oddities of upstreams that did not stop the answer.", ["what"], registry=registry
+        )
+        self._fallbacks = Counter(
+            "headgate_upstream_fallbacks_total",
+            "Calls that went on to another upstream because this one failed.",
+            ["upstream"],
+            registry=registry,
+        )
+        self._hedges = Counter(
+            "headgate_upstream_hedges_total",
+            "Calls asked twice because this upstream was silent; won: the second upstream spoke first.",
+            ["upstream", "outcome"],
+            registry=registry,
+        )
+        self._circuits = Gauge(
+            "headgate_upstream_circuit",
+            "0: closed, calls go through. 1: half open, one finds out. 2: open, none does.",
+            ["upstream"],
+            registry=registry,
         )
         self._takeovers = Counter("headgate_takeovers_total", "Attempts that continued another's work.", registry=registry)
         self._cache = Counter("headgate_cache_total", "Requests to models with a cache.", ["found"], registry=registry)
@@ -148,6 +167,15 @@ class GatewayMetrics:
 
     def upstream_note(self, what: str) -> None:
         self._upstream_notes.labels(what).inc()
+
+    def fallback(self, upstream: str) -> None:
+        self._fallbacks.labels(upstream).inc()
+
+    def hedge(self, upstream: str, outcome: HedgeOutcome) -> None:
+        self._hedges.labels(upstream, outcome).inc()
+
+    def circuit(self, upstream: str, state: CircuitState) -> None:
+        self._circuits.labels(upstream).set({"closed": 0, "half_open": 1, "open": 2}[state])
 
     def takeover(self) -> None:
         self._takeovers.inc()

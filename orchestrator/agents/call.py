@@ -8,7 +8,11 @@ from orchestrator.upstreams.upstream import Usage
 
 
 class UpstreamCall:
-    """It was given `given_chars` of the answer to continue from, which are not its own."""
+    """It was given `given_chars` of the answer to continue from, which are not its own.
+
+    `hedged`: two upstreams were asked. `beside` is the one of them that did not answer, as long as it has not failed: what it was
+    asked is paid for too.
+    """
 
     def __init__(self, call_id: str, started_at: float, given_chars: int = 0) -> None:
         self.id = call_id
@@ -16,8 +20,13 @@ class UpstreamCall:
         self.given_chars = given_chars
         self.first_at: float | None = None
         self.upstream: str | None = None
+        self.hedged = False
+        self.beside: str | None = None
         self.usage: Usage | None = None
         self.notes: list[str] = []
+
+    def answered(self, upstream: str, *, beside: str | None, given_chars: int) -> None:
+        self.upstream, self.beside, self.given_chars = upstream, beside, given_chars
 
     def output(self, model: str, said: dict[str, Any], usage: Usage, now: float, *, aborted: bool) -> dict[str, Any]:
         """The payload of its `LLM_OUTPUT`; `said` is what the answer contributes."""
@@ -31,8 +40,20 @@ class UpstreamCall:
         }
         if self.first_at is not None:
             payload["ttft_ms"] = round((self.first_at - self.started_at) * 1000)
+        if self.hedged:
+            payload["hedged"] = True
         if aborted:
             payload["aborted"] = True
         if self.notes:
             payload["notes"] = self.notes
         return payload
+
+    def other(self) -> UpstreamCall | None:
+        """The call beside this one that was closed before it said anything; its cost is the prompt's."""
+        if self.beside is None or self.usage is None:
+            return None
+        other = UpstreamCall(f"{self.id}-hedge", self.started_at)
+        other.upstream, other.hedged = self.beside, True
+        prompt_tokens = self.usage.prompt_tokens
+        other.usage = Usage(prompt_tokens, 0, prompt_tokens, estimated=True)
+        return other

@@ -6,7 +6,8 @@ continued from where it broke off, or fitted onto what they have (see `splice.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 
 from orchestrator.agents.call import UpstreamCall
 from orchestrator.agents.history import Past
@@ -18,7 +19,9 @@ from orchestrator.clock import Clock
 from orchestrator.events import Event, EventType
 from orchestrator.metrics import Metrics
 from orchestrator.runs import RunState
-from orchestrator.upstreams.routing import FailedTry, Router
+from orchestrator.upstreams.decision import after_cut
+from orchestrator.upstreams.errand import FailedTry, Hedged
+from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.upstream import Delta, Finish, Note, Piece, UpstreamError, Usage
 
@@ -39,14 +42,19 @@ class Conversation:
         self._tokens = tokens
         self._metrics = metrics
         self._clock = clock
+        self._until_s = clock.time() + job.step.timeout_s
+        self._cut: str | None = None
         self._calls = 0
         self._call: UpstreamCall | None = None
 
     @property
     def continuable(self) -> bool:
-        """Whether the upstream can go on from what was said so far."""
-        step = self._job.step
-        return self.sent.plain and step.on_cut != "regenerate" and self._router.continues(step.upstream)
+        """Whether each of the upstreams can go on from what was said so far."""
+        return self.sent.plain and self._may_continue and self._router.continues(self._job.step.upstream)
+
+    @property
+    def _may_continue(self) -> bool:
+        return self._job.step.on_cut != "regenerate"
 
     async def hold(self, past: Past) -> None:
         """Say what remains to be said after `past`. Raises UpstreamError when policy says that a failure is final."""
@@ -86,23 +94,34 @@ class Conversation:
         """Prepare another call after one that broke off, or raise `error` when policy says that it is final."""
         self._metrics.upstream_error(error.kind)
         step = self._job.step
-        mid_answer = not self.sent.empty
-        if not mid_answer or step.on_cut == "fail" or not error.retryable or self._calls >= step.attempts:
+        delay_s = after_cut(
+            error,
+            calls=self._calls,
+            attempts=step.attempts,
+            retry=step.route.retry,
+            time_left_s=self._until_s - self._clock.time(),
+        )
+        if self.sent.empty or step.on_cut == "fail" or delay_s is None:
             raise error
+        self._cut = self._call.upstream if self._call is not None else None
         await self.break_off(final=False)
-        retry = {"attempt": self._calls + 1, "error": error.code, "delay_s": 0}
-        self._voice.say(EventType.AGENT_RETRYING, payload=retry)
+        self._retrying(self._calls + 1, error, delay_s, {} if self._cut is None else {"upstream": self._cut})
+        await asyncio.sleep(delay_s)
 
     async def _answer(self) -> None:
-        """One upstream call, from where the answer stands."""
-        continues = self.continuable
-        prefix = self.sent.text if continues else ""
-        splice = None if continues or self.sent.empty else Splice(self.sent)
+        """One upstream call, from where the answer stands: whoever answers it goes on from there, or else begins anew."""
+        step, sent = self._job.step, self.sent
+        prefix = sent.text if sent.plain and self._may_continue else ""
         self._calls += 1
-        call = self._call = UpstreamCall(f"{self._job.writer}-{self._job.attempt}-{self._calls}", self._clock.time(), len(prefix))
-        said = self.sent if splice is None else Transcript()
-        async with self._router.ask(self._job.step.upstream, self._job.call(prefix), self._tried) as answer:
-            call.upstream = answer.upstream
+        call_id = f"{self._job.writer}-{self._job.attempt}-{self._calls}"
+        call = self._call = UpstreamCall(call_id, self._clock.time(), len(sent.all_text()))
+        asking = self._router.ask(
+            step.upstream, self._job.call(prefix), self._told, route=step.route, until_s=self._until_s, after=self._cut
+        )
+        async with asking as answer:
+            call.answered(answer.upstream, beside=answer.lost, given_chars=len(prefix) if answer.continued else 0)
+            splice = None if answer.continued or sent.empty else Splice(sent)
+            said = sent if splice is None else Transcript()
             async for pieces in answer:
                 self._say(pieces, said, splice, call)
                 if self._writer.full:
@@ -167,19 +186,30 @@ class Conversation:
             case Delta():
                 raise AssertionError("deltas are said, not noted")
 
-    async def _tried(self, failed: FailedTry) -> None:
-        """A try that failed before anything was said. When no other follows, the error itself arrives next."""
-        if failed.next_upstream is None:
+    async def _told(self, what: FailedTry | Hedged) -> None:
+        """What happens before anything is said. When no other try follows a failed one, the error itself arrives next."""
+        call = self._call
+        assert call is not None
+        if isinstance(what, Hedged):
+            call.hedged, call.beside = True, what.second
             return
-        self._metrics.upstream_error(failed.error.kind)
-        retry = {"attempt": failed.attempt, "error": failed.error.code, "delay_s": round(failed.delay_s, 3)}
-        self._voice.say(EventType.AGENT_RETRYING, payload=retry)
+        call.beside = None
+        if what.next_upstream is not None:
+            self._metrics.upstream_error(what.error.kind)
+            names = {"upstream": what.upstream, "next_upstream": what.next_upstream}
+            self._retrying(what.attempt, what.error, what.delay_s, names)
+
+    def _retrying(self, attempt: int, error: UpstreamError, delay_s: float, names: Mapping[str, str]) -> None:
+        payload = {"attempt": attempt, "error": error.code, "delay_s": round(delay_s, 3), **names}
+        self._voice.say(EventType.AGENT_RETRYING, payload=payload)
 
     async def _say_output(self, call: UpstreamCall, *, aborted: bool, final: bool = False) -> None:
         """`LLM_OUTPUT`: what one call brought. A call that is repeated reports its usage only, the text is said by the next."""
         if call.usage is None:
             own = self.sent.all_text()[call.given_chars :]
             call.usage = await self._tokens.usage(self._model, self._job.request.body, own)
+        if (other := call.other()) is not None:
+            await self._say_output(other, aborted=True)
         self.usage = call.usage if self.usage is None else self.usage.plus(call.usage)
         told = not aborted or final
         said = self.sent.output() if told else {}

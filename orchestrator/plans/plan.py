@@ -38,7 +38,8 @@ class Agent(StepModel):
     on_cut: Annotated[str, Field(pattern="^(fail|regenerate|continue)$")] = Field(
         default="fail",
         description="When the upstream breaks off mid-answer: end with an error, ask again and emit nothing until the text "
-        "agrees with what was sent, or continue from the prefix (upstreams with `continues: true`).",
+        "agrees with what was sent, or continue from the prefix (upstreams with `continues: true`; others are asked again). The "
+        "next upstream is asked first, the one that broke off last.",
     )
     attempts: Annotated[int, Field(ge=1, le=20)] = Field(
         default=5, description="How often the step is tried when its worker is lost or `on_cut` allows another call."

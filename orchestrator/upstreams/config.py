@@ -56,6 +56,20 @@ class ScriptedConfig(UpstreamModel):
     )
     rate: PositiveFloat = Field(default=40.0, description="Words per second of the demo answer.")
     idle_timeout_s: PositiveFloat = Field(default=30.0, description="When a scripted silence becomes an idle time-out.")
+    retries: NonNegativeInt = Field(default=0, description="Further tries before the first output, with backoff.")
+    breaker: BreakerConfig | None = Field(
+        default=None,
+        description="When it is left alone for a while. None: it is always asked, because it fails when it is told to.",
+    )
+
+
+class BreakerConfig(UpstreamModel):
+    """When an upstream is left alone for a while. What a client did wrong (4xx but 408 and 429) is not counted."""
+
+    failures: PositiveInt = Field(default=5, description="It opens after so many failures in a row …")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="… or this share of failures …")
+    window: PositiveInt = Field(default=20, description="… among so many calls.")
+    open_s: PositiveFloat = Field(default=10.0, description="So long nobody is let through; then one call, to find out.")
 
 
 class OpenAIConfig(UpstreamModel):
@@ -71,6 +85,9 @@ class OpenAIConfig(UpstreamModel):
     max_line_bytes: PositiveInt = Field(default=MIB, description="The longest line, and the longest event.")
     max_answer_bytes: PositiveInt = Field(default=64 * MIB, description="The largest answer, with everything around its text.")
     retries: NonNegativeInt = Field(default=2, description="Further tries before the first output, with backoff.")
+    breaker: BreakerConfig | None = Field(
+        default=BreakerConfig(), description="When it is left alone for a while. None: it is always asked."
+    )
     continues: bool = Field(default=False, description="The server can continue an answer from what was said already.")
     continue_fields: dict[str, Any] = Field(
         default_factory=lambda: {"add_generation_prompt": False, "continue_final_message": True},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import aiohttp
 
+from orchestrator.metrics import Metrics
 from orchestrator.upstreams.config import OpenAIConfig, ScriptedConfig, UpstreamConfig
 from orchestrator.upstreams.openai_http import OpenAIUpstream
 from orchestrator.upstreams.routing import Router
@@ -29,8 +30,12 @@ def build(
 
 
 def route(
-    configs: Mapping[str, UpstreamConfig], upstreams: Mapping[str, Upstream], clock: Callable[[], float] = time.time
+    configs: Mapping[str, UpstreamConfig],
+    upstreams: Mapping[str, Upstream],
+    metrics: Metrics,
+    clock: Callable[[], float] = time.time,
 ) -> Router:
-    """A router over these upstreams, each with the retries that its configuration says."""
-    retries = {name: config.retries for name, config in configs.items() if isinstance(config, OpenAIConfig)}
-    return Router(upstreams, retries, clock)
+    """A router over these upstreams, each with the retries and the breaker that its configuration says."""
+    retries = {name: config.retries for name, config in configs.items()}
+    breakers = {name: config.breaker for name, config in configs.items()}
+    return Router(upstreams, retries, breakers, metrics=metrics, clock=clock)

@@ -138,6 +138,14 @@ class UpstreamUnreachable(UpstreamError):
     kind = "unreachable"
 
 
+class UpstreamResting(UpstreamError):
+    """The upstream has failed too often just now, so it is not asked for a while. Retry after the time that is given."""
+
+    status = 503
+    code = "upstream_unavailable"
+    kind = "resting"
+
+
 class UpstreamRejected(UpstreamError):
     """The upstream answered with an error status, which is passed on with its code, param and message."""
 

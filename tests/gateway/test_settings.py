@@ -166,6 +166,10 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("models: {m: {workflow: {type: T, task_queue: q}, cache: {exact: true}}}", [
         "models.m: only a plan's answers can be cached: what a workflow of your own does, nobody here knows",
     ]),
+    ("upstreams: {a: {kind: openai, base_url: 'http://h/v1'}, b: {kind: openai, base_url: 'http://h/v1'}}\n"
+     "models: {m: {plan: {agent: {upstream: [a, b], on_cut: continue}}}}", [
+        "models.m.plan.agent.on_cut: 'continue' needs `continues: true` at upstreams.a or upstreams.b; or choose 'regenerate'",
+    ]),
     ("upstreams: {a: {}, b: {kind: opnai}}\nmodels: {m: {plan: {agent: {upstream: a}}}}", [
         "upstreams.a: needs 'kind'",
         "upstreams.b: 'kind' should be one of 'scripted', 'openai'",

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.upstreams.config import OpenAIConfig, ScriptedConfig, UpstreamConfig
+from orchestrator.metrics import NoMetrics
+from orchestrator.upstreams.config import BreakerConfig, OpenAIConfig, ScriptedConfig, UpstreamConfig
 from orchestrator.upstreams.factory import build, route
 from orchestrator.upstreams.openai_http import OpenAIUpstream, upstream_session
 from orchestrator.upstreams.scripted import ScriptedUpstream
+from orchestrator.upstreams.upstream import Call, UpstreamResting, UpstreamUnreachable
 
 CONFIG: TypeAdapter[UpstreamConfig] = TypeAdapter(UpstreamConfig)
 
@@ -61,4 +63,14 @@ async def test_upstreams_are_built_in_order() -> None:
             ("demo", ScriptedUpstream, "demo"),
             ("local", OpenAIUpstream, "local"),
         ]
-        assert route(configs, upstreams)._retries == {"local": 7}
+
+
+async def test_the_router_knows_retries_and_breakers() -> None:
+    """A server that refuses connections is asked as often as its configuration says, and left alone after as many failures."""
+    config = OpenAIConfig(kind="openai", base_url="http://127.0.0.1:1/v1", retries=1, breaker=BreakerConfig(failures=2))
+    async with upstream_session() as session:
+        router = route({"local": config}, build({"local": config}, session), NoMetrics())
+        for error in (UpstreamUnreachable, UpstreamResting):
+            with pytest.raises(error):
+                async with router.ask(["local"], Call("task-1", "m", {"messages": []})):
+                    pass

@@ -1,15 +1,19 @@
-"""Which upstream answers: the policy as a table, and its execution over scripted upstreams."""
+"""Which upstream answers: the policy of `decision.py` carried out over scripted upstreams."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import math
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import InvalidRequest
-from orchestrator.upstreams.config import ScriptedConfig
-from orchestrator.upstreams.routing import Again, Decision, FailedTry, GiveUp, Onward, Router, decide, most_telling
+from orchestrator.metrics import NoMetrics
+from orchestrator.upstreams.config import BreakerConfig, ScriptedConfig
+from orchestrator.upstreams.errand import FailedTry, Hedged
+from orchestrator.upstreams.route import Route
+from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.scripted import ScriptedUpstream
 from orchestrator.upstreams.upstream import (
     Call,
@@ -17,88 +21,72 @@ from orchestrator.upstreams.upstream import (
     Finish,
     Piece,
     UpstreamCut,
-    UpstreamError,
-    UpstreamGarbled,
     UpstreamRejected,
-    UpstreamSilent,
-    UpstreamTooSlow,
-    UpstreamUnreachable,
+    UpstreamResting,
 )
 
 
-def rejected(status: int, *, retryable: bool = True, retry_after_s: float | None = None) -> UpstreamRejected:
-    return UpstreamRejected(status=status, retryable=retryable, retry_after_s=retry_after_s)
+class Counted(NoMetrics):
+    def __init__(self) -> None:
+        self.circuits: list[tuple[str, str]] = []
+        self.fallbacks = ""
+
+    def circuit(self, upstream: str, state: str) -> None:
+        self.circuits.append((upstream, state))
+
+    def fallback(self, upstream: str) -> None:
+        self.fallbacks += upstream
 
 
-@pytest.mark.parametrize(
-    ("error", "facts", "decision"),
-    [
-        (UpstreamUnreachable(), {}, Again(0.25)),
-        (UpstreamUnreachable(), {"chance": 0.0}, Again(0.125)),
-        (UpstreamUnreachable(), {"tries": 2}, Again(0.5)),
-        (UpstreamUnreachable(), {"tries": 9, "retries": 9}, Again(8.0)),
-        (UpstreamUnreachable(), {"tries": 3}, Onward()),
-        (UpstreamUnreachable(), {"tries": 3, "others": False}, GiveUp()),
-        (UpstreamUnreachable(), {"retries": 0}, Onward()),
-        (UpstreamCut(), {}, Again(0.25)),
-        (UpstreamSilent(), {}, Again(0.25)),
-        (UpstreamGarbled(), {}, Again(0.25)),
-        (rejected(503), {}, Again(0.25)),
-        (rejected(429, retry_after_s=2), {}, Again(2.0)),
-        (rejected(429, retry_after_s=0.01), {}, Again(0.25)),
-        (rejected(429, retry_after_s=60), {}, Onward()),
-        (rejected(429, retry_after_s=60), {"others": False}, GiveUp()),
-        (rejected(429, retry_after_s=2), {"time_left_s": 1.5}, Onward()),
-        (rejected(429, retry_after_s=2), {"time_left_s": 1.5, "others": False}, GiveUp()),
-        (rejected(429, retryable=False), {}, Onward()),
-        (rejected(404, retryable=False), {}, Onward()),
-        (rejected(502, retryable=False), {}, Onward()),
-        (rejected(400, retryable=False), {}, GiveUp()),
-        (rejected(413, retryable=False), {}, GiveUp()),
-        (UpstreamTooSlow(), {}, GiveUp()),
-    ],
-)
-def test_decisions(error: UpstreamError, facts: Mapping[str, Any], decision: Decision) -> None:
-    assert decide(error, **{"tries": 1, "retries": 2, "others": True, "chance": 1.0, **facts}) == decision
+class Playing(ScriptedUpstream):
+    """A scripted upstream that may change its mind."""
 
+    def __init__(self, name: str, script: str) -> None:
+        super().__init__(name)
+        self.play(script)
 
-@pytest.mark.parametrize(
-    ("errors", "told"),
-    [
-        ([UpstreamCut(), UpstreamUnreachable()], 1),
-        ([rejected(500), UpstreamUnreachable()], 0),
-        ([rejected(429), rejected(500)], 0),
-        ([rejected(429), rejected(429)], 1),
-        ([rejected(429), rejected(400)], 1),
-    ],
-)
-def test_the_most_telling_error_is_the_one_to_end_with(errors: list[UpstreamError], told: int) -> None:
-    assert most_telling(errors) is errors[told]
+    def play(self, script: str) -> None:
+        self._config = ScriptedConfig(kind="scripted", script=script)
 
 
 class Bench:
     """Scripted upstreams named by letters, a router over them, and what it told about failed tries."""
 
-    def __init__(self, *scripts: str, retries: int = 0) -> None:
-        self.upstreams = {
-            name: ScriptedUpstream(name, ScriptedConfig(kind="scripted", script=script))
-            for name, script in zip("abc", scripts, strict=False)
-        }
+    def __init__(self, *scripts: str, retries: int = 0, breaker: BreakerConfig | None = None, **route: Any) -> None:
+        self.upstreams = {name: Playing(name, script) for name, script in zip("abc", scripts, strict=False)}
         self.slept: list[float] = []
         self.failures: list[tuple[str, int, str, float, str | None]] = []
+        self.now = 0.0
+        self.metrics = Counted()
+        self.route = Route.model_validate(route)
         self.router = Router(
-            self.upstreams, dict.fromkeys(self.upstreams, retries), clock=lambda: 0.0, chance=lambda: 1.0, sleep=self._sleep
+            self.upstreams,
+            dict.fromkeys(self.upstreams, retries),
+            dict.fromkeys(self.upstreams, breaker),
+            metrics=self.metrics,
+            clock=lambda: 0.0,
+            monotonic=lambda: self.now,
+            chance=lambda: 0.999,
+            sleep=self._sleep,
         )
 
     async def _sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
+        self.slept.append(round(seconds, 2))
 
-    async def _failed(self, failed: FailedTry) -> None:
-        self.failures.append((failed.upstream, failed.attempt, failed.error.code, failed.delay_s, failed.next_upstream))
+    async def _failed(self, failed: FailedTry | Hedged) -> None:
+        if isinstance(failed, FailedTry):
+            self.failures.append(
+                (failed.upstream, failed.attempt, failed.error.code, round(failed.delay_s, 2), failed.next_upstream)
+            )
 
-    async def ask(self, **call: Any) -> tuple[str, int, list[Piece]]:
-        request = Call("task-1", "m", {"messages": [{"role": "user", "content": "hi"}]}, **call)
-        async with self.router.ask(list(self.upstreams), request, self._failed) as answer:
+    @property
+    def asked(self) -> str:
+        """How often each has been asked."""
+        return " ".join(f"{name}{len(upstream.witness.calls)}" for name, upstream in self.upstreams.items())
+
+    async def ask(self, prompt: str = "hi", *, until_s: float = math.inf, **call: Any) -> tuple[str, int, list[Piece]]:
+        request = Call("task-1", "m", {"messages": [{"role": "user", "content": prompt}]}, **call)
+        async with self.router.ask(list(self.upstreams), request, self._failed, route=self.route, until_s=until_s) as answer:
             pieces = [piece async for batch in answer for piece in batch]
         return answer.upstream, answer.attempt, [piece for piece in pieces if isinstance(piece, Delta | Finish)]
 
@@ -121,7 +109,7 @@ async def test_a_failed_try_is_repeated_with_patience_and_then_the_next_upstream
         ("b", 3, "upstream_cut", 0.25, "b"),
         ("b", 4, "upstream_cut", 0.0, "c"),
     ]
-    assert bench.slept == [2.0, 0.0, 0.25, 0.0]
+    assert bench.slept == [2.0, 0.25]
 
 
 async def test_what_went_wrong_once_goes_well_when_tried_again() -> None:
@@ -177,3 +165,142 @@ async def test_leaving_the_block_closes_the_upstream() -> None:
 async def test_no_patience_beyond_the_deadline() -> None:
     bench = Bench("status 503", 'say "hi"', retries=5)
     assert await bench.ask(deadline_ms=200) == ("b", 2, HI)
+
+
+async def test_no_patience_beyond_the_time_of_the_step() -> None:
+    bench = Bench("status 429 retry-after 2", 'say "hi"', retries=5)
+    assert await bench.ask(until_s=1.0) == ("b", 2, HI)
+
+
+async def test_a_route_says_how_patiently_each_is_asked() -> None:
+    retry = {"attempts": 3, "delay_s": 1, "backoff": 3, "jitter": 0, "on": ["rate_limit"]}
+    bench = Bench("status 429", "status 503", 'say "hi"', retries=0, retry=retry)
+    assert await bench.ask() == ("c", 5, HI)
+    assert bench.slept == [1.0, 3.0]
+    assert bench.asked == "a3 b1 c1"
+    assert bench.metrics.fallbacks == "ab"
+
+
+async def test_weights_decide_who_is_first_and_the_others_follow() -> None:
+    bench = Bench("cut", 'say "hi"')
+    async with bench.router.ask({"a": 0, "b": 1}, Call("task-1", "m", {"messages": []})) as answer:
+        assert answer.upstream == "b"
+    async with bench.router.ask({"a": 1, "b": 0}, Call("task-1", "m", {"messages": []})) as answer:
+        assert answer.upstream == "b"
+    assert bench.asked == "a1 b2"
+
+
+async def test_whoever_broke_the_answer_off_is_asked_last() -> None:
+    bench = Bench('say "a"', 'say "b"', 'say "c"')
+    for after, first in (("a", "b"), ("b", "c"), ("c", "a"), ("gone", "a")):
+        async with bench.router.ask(["a", "b", "c"], Call("task-1", "m", {"messages": []}), after=after) as answer:
+            assert answer.upstream == first
+
+
+TWICE = BreakerConfig(failures=2, open_s=10)
+
+
+async def test_one_that_fails_too_often_is_left_alone_and_one_call_finds_out_that_it_is_back() -> None:
+    bench = Bench("status 503", 'say "hi"', breaker=TWICE)
+    for _ in range(4):
+        assert (await bench.ask())[0] == "b"
+    assert bench.asked == "a2 b4"
+    bench.now = 10.0
+    assert (await bench.ask())[0] == "b"
+    assert bench.asked == "a3 b5"
+    bench.upstreams["a"].play('say "hi"')
+    bench.now = 20.0
+    assert [(await bench.ask())[0] for _ in range(2)] == ["a", "a"]
+    states = [state for name, state in bench.metrics.circuits if name == "a"]
+    assert states == ["closed", "open", "half_open", "open", "half_open", "closed"]
+
+
+async def test_tries_of_one_call_count_one_by_one_and_stop_when_the_circuit_opens() -> None:
+    bench = Bench("cut", 'say "hi"', retries=5, breaker=TWICE)
+    assert await bench.ask() == ("b", 3, HI)
+    assert bench.asked == "a2 b1"
+
+
+async def test_when_all_are_left_alone_the_client_is_told_how_long() -> None:
+    """Nobody is asked against better knowledge: that would keep a client waiting, and whoever is down from getting up."""
+    bench = Bench("cut", "cut", breaker=TWICE)
+    for _ in range(2):
+        with pytest.raises(UpstreamCut):
+            await bench.ask()
+    bench.now = 4.0
+    with pytest.raises(UpstreamResting) as raised:
+        await bench.ask()
+    assert (raised.value.status, raised.value.code, raised.value.retry_after_s) == (503, "upstream_unavailable", 6.0)
+    assert bench.asked == "a2 b2"
+
+
+async def test_five_hundred_calls_send_one_probe() -> None:
+    """All arrive when the upstream is due; while one of them finds out, the others are answered elsewhere."""
+    bench = Bench("cut", 'say "hi"', breaker=TWICE)
+    for _ in range(2):
+        await bench.ask()
+    bench.upstreams["a"].play('wait 5ms; say "hi"')
+    bench.now = 10.0
+    answers = await asyncio.gather(*(bench.ask() for _ in range(500)))
+    assert [name for name, _, _ in answers] == ["a"] + ["b"] * 499
+    assert bench.asked == "a3 b501"
+
+
+async def test_what_a_client_did_wrong_opens_nothing() -> None:
+    bench = Bench('say "hi"', breaker=TWICE)
+    for _ in range(5):
+        with pytest.raises(UpstreamRejected):
+            await bench.ask("/script status 400")
+    assert (await bench.ask())[0] == "a"
+
+
+async def test_answers_that_break_off_count_as_well() -> None:
+    bench = Bench('say "hi"; cut', breaker=TWICE)
+    for _ in range(2):
+        with pytest.raises(UpstreamCut):
+            await bench.ask()
+    with pytest.raises(UpstreamResting):
+        await bench.ask()
+
+
+async def test_a_probe_whose_client_leaves_lets_the_next_one_through() -> None:
+    bench = Bench("cut", breaker=TWICE)
+    for _ in range(2):
+        with pytest.raises(UpstreamCut):
+            await bench.ask()
+    bench.upstreams["a"].play("hang")
+    bench.now = 10.0
+    probe = asyncio.create_task(bench.ask())
+    await bench.upstreams["a"].witness.nth(2)
+    with pytest.raises(UpstreamResting) as raised:
+        await bench.ask()
+    assert raised.value.retry_after_s == 1.0
+    probe.cancel()
+    await asyncio.wait([probe])
+    bench.upstreams["a"].play('say "hi"')
+    assert (await bench.ask())[0] == "a"
+
+
+async def test_who_has_yet_to_prove_itself_is_not_asked_beside_another() -> None:
+    bench = Bench('wait 20ms; say "hi"', "cut", breaker=TWICE, hedge={"after_s": 0.001, "max_share": 1})
+    for _ in range(2):
+        with pytest.raises(UpstreamCut):
+            async with bench.router.ask(["b"], Call("task-1", "m", {"messages": []})):
+                pass
+    bench.now = 10.0
+    assert (await bench.ask())[0] == "a"
+    assert bench.asked == "a1 b2"
+
+
+async def test_no_more_than_its_share_of_calls_is_asked_twice() -> None:
+    bench = Bench('wait 20ms; say "hi"', 'say "hi"', hedge={"after_s": 0.001, "max_share": 0.5})
+    assert "".join([(await bench.ask())[0] for _ in range(4)]) == "abab"
+    assert bench.asked == "a4 b2"
+
+
+async def test_how_long_is_usual_is_learned_from_the_answers() -> None:
+    """Twenty answers that began at once make a silence of a floor's length worth a second call."""
+    bench = Bench('say "hi"', 'say "hi"', hedge={"floor_s": 0.001, "max_share": 1})
+    assert {(await bench.ask())[0] for _ in range(20)} == {"a"}
+    bench.upstreams["a"].play("hang")
+    assert (await bench.ask())[0] == "b"
