@@ -25,7 +25,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 _UNSTORED = frozenset({"HEARTBEAT", "PING"})
 _REFUSED = frozenset({EventType.STREAM_GAP, EventType.STREAM_END, EventType.WORKFLOW_STARTED})
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _STATES: Mapping[str, RunState] = {
     EventType.WORKFLOW_COMPLETED: RunState.COMPLETED,
     EventType.WORKFLOW_FAILED: RunState.FAILED,

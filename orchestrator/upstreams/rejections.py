@@ -13,7 +13,7 @@ import msgspec
 from orchestrator.upstreams.upstream import UpstreamGarbled, UpstreamRejected
 
 _MAX_MESSAGE = 2000
-_ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?\b")
+_ADDRESS = re.compile(r"(?<![0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9])(?::[0-9]{1,5})?")
 _OVERFLOW = re.compile(
     r"context[ _](?:length|window|size)|prompt is too long|input is too long|exceeds? the (?:available |maximum )?context", re.I
 )
