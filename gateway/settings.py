@@ -37,6 +37,8 @@ from gateway.settings_errors import ConfigError, Inconsistent, Problem, did_you_
 from gateway.settings_layers import Override, from_environment, interpolate, overlay, parse_yaml, source_of
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.errors import ModelNotFound
+from orchestrator.tools import config as tool_config
+from orchestrator.tools.config import ToolConfig, ToolName
 from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
 
 KIB, MIB = 1024, 1024 * 1024
@@ -297,6 +299,7 @@ class Settings(Section):
     backends: Backends = Backends()
     upstreams: dict[str, UpstreamConfig] = {}
     models: dict[str, ModelEntry] = Field(min_length=1)
+    tools: dict[ToolName, ToolConfig] = Field(default={}, description="What agents may call, each by the name that they list.")
     log: LogSettings = LogSettings()
     streams: Streams = Streams()
     runs: Runs = Runs()
@@ -319,7 +322,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problems := [*_access_problems(self), *_role_problems(self), *_model_problems(self), *_task_problems(self)]:
+        if problems := [
+            *_access_problems(self),
+            *_role_problems(self),
+            *_model_problems(self),
+            *_tool_problems(self),
+            *_task_problems(self),
+        ]:
             raise Inconsistent(problems)
         return self
 
@@ -381,6 +390,17 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
         if agent.on_cut == "continue" and known and not any(_continues(upstreams[upstream]) for upstream in known):
             where = " or ".join(f"upstreams.{upstream}" for upstream in known)
             yield (*path, "on_cut"), f"'continue' needs `continues: true` at {where}; or choose 'regenerate'"
+
+
+def _tool_problems(settings: Settings) -> Iterator[Problem]:
+    tools = settings.tools
+    for name, entry in settings.models.items():
+        for number, tool in enumerate(entry.plan.agent.tools if entry.plan is not None else ()):
+            if not tool_config.known(tool, tools):
+                yield (
+                    ("models", name, "plan", "agent", "tools", str(number)),
+                    f"there is no tool '{tool}' in `tools`{did_you_mean(tool, tools)}",
+                )
 
 
 def _task_problems(settings: Settings) -> Iterator[Problem]:

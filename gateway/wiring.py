@@ -19,6 +19,7 @@ def configuration(settings: Settings) -> assembly.Configuration:
         postgres=_address(backends.postgres),
         upstreams=settings.upstreams,
         models=settings.models,
+        tools=settings.tools,
         retention_s=settings.log.retention_hours * 3600,
         max_events_per_run=settings.log.max_events_per_run,
         ring_bytes=int(settings.log.ring_bytes),

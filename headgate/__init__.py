@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headgate.events import Event
     from headgate.following import Backoff, Loss
     from headgate.stream import EventStream
+    from headgate.tools import ToolError, tool
 
 _NAMES = {
     "answers": ("Task", "TaskSummary"),
@@ -27,6 +28,7 @@ _NAMES = {
     "events": ("Event",),
     "following": ("Backoff", "Loss"),
     "stream": ("EventStream",),
+    "tools": ("ToolError", "tool"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -50,12 +52,14 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskSummary",
+    "ToolError",
     "WaitTimedOut",
     "__version__",
     "emit",
     "errors",
     "flush",
     "say",
+    "tool",
 ]
 
 __version__ = "0.1.0"

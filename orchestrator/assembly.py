@@ -35,7 +35,9 @@ from orchestrator.streamlog.archive import Archive
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log
 from orchestrator.streamlog.redis import RedisLog
-from orchestrator.upstreams.config import UpstreamConfig
+from orchestrator.tools.config import ToolConfig
+from orchestrator.tools.registry import Tools
+from orchestrator.upstreams.config import UpstreamConfig, secrets_of
 from orchestrator.upstreams.factory import build, route
 from orchestrator.upstreams.openai_http import upstream_session
 from orchestrator.upstreams.tokens import Tokenizer
@@ -57,6 +59,7 @@ class Configuration(msgspec.Struct, frozen=True):
     postgres: str | None
     upstreams: Mapping[str, UpstreamConfig]
     models: Mapping[str, ModelEntry]
+    tools: Mapping[str, ToolConfig] = msgspec.field(default_factory=dict)
     retention_s: float = 86_400.0
     max_events_per_run: int = 500_000
     ring_bytes: int = 1 << 20
@@ -127,9 +130,12 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
         ender, herald = Ender(log, metrics, clock), Herald(log, clock)
+        tools = Tools(config.tools, secrets=secrets_of(config.upstreams))
+        await stack.enter_async_context(tools.running())
         desk = Desk(
             log=log,
             fanout=fanout,
+            tools=tools,
             router=route(config.upstreams, parts.upstreams, metrics, clock.time),
             tokens=parts.tokens,
             metrics=metrics,

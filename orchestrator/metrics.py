@@ -48,6 +48,9 @@ class Metrics(Protocol):
     def circuit(self, upstream: str, state: CircuitState) -> None:
         """The circuit of this upstream is in this state from now on."""
 
+    def tool_called(self, outcome: str, seconds: float) -> None:
+        """A call of a tool ended: `success`, `failure` in the tool's own words, or `CallFailed.code`."""
+
     def takeover(self) -> None:
         """An attempt continued what another had begun."""
 
@@ -85,6 +88,8 @@ class NoMetrics:
     def hedge(self, upstream: str, outcome: HedgeOutcome) -> None: ...
 
     def circuit(self, upstream: str, state: CircuitState) -> None: ...
+
+    def tool_called(self, outcome: str, seconds: float) -> None: ...
 
     def takeover(self) -> None: ...
 

@@ -95,6 +95,9 @@ class GatewayMetrics:
             ["upstream"],
             registry=registry,
         )
+        self._tool_seconds = Histogram(
+            "headgate_tool_call_seconds", "Calls of agents' tools, by outcome.", ["outcome"], buckets=_SLOW_S, registry=registry
+        )
         self._takeovers = Counter("headgate_takeovers_total", "Attempts that continued another's work.", registry=registry)
         self._cache = Counter("headgate_cache_total", "Requests to models with a cache.", ["found"], registry=registry)
         self._backlog = Gauge("headgate_archive_backlog", "Ended runs that wait to be archived.", registry=registry)
@@ -176,6 +179,9 @@ class GatewayMetrics:
 
     def circuit(self, upstream: str, state: CircuitState) -> None:
         self._circuits.labels(upstream).set({"closed": 0, "half_open": 1, "open": 2}[state])
+
+    def tool_called(self, outcome: str, seconds: float) -> None:
+        self._tool_seconds.labels(outcome).observe(seconds)
 
     def takeover(self) -> None:
         self._takeovers.inc()

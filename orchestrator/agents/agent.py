@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator import endings
-from orchestrator.agents.conversation import Conversation
+from orchestrator.agents.conversation import Conversation, Paused
 from orchestrator.agents.history import Past, asked_to_stop
 from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.agents.lease import Lease
@@ -26,6 +26,7 @@ from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
 from orchestrator.streamlog.log import Fenced, Log, LogUnavailable
 from orchestrator.streamlog.writer import EventWriter
+from orchestrator.tools.registry import Tools
 from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.upstream import Usage
@@ -43,6 +44,7 @@ class Agent:
         *,
         log: Log,
         router: Router,
+        tools: Tools,
         tokens: Tokenizer,
         metrics: Metrics,
         clock: Clock,
@@ -72,7 +74,9 @@ class Agent:
         )
         self._lease = Lease(job, log=log, writer=self._writer, clock=clock, refused=self._lost)
         self._voice = Voice(self._writer, job.step.name, timestamps)
-        self._conversation = Conversation(job, self._voice, router=router, tokens=tokens, metrics=metrics, clock=clock)
+        self._conversation = Conversation(
+            job, self._voice, router=router, tools=tools, tokens=tokens, metrics=metrics, clock=clock
+        )
 
     def stop(self, stop: Stop) -> None:
         """End the attempt; the first reason counts."""
@@ -82,8 +86,8 @@ class Agent:
                 self._task.cancel()
 
     def pause(self) -> bool:
-        """Break off so that a later attempt goes on from here. False where the upstream could not: it is then finished."""
-        if not self._conversation.continuable:
+        """Break off so that a later attempt goes on from here. False where it could not: it is then finished, or its turn is."""
+        if not self._conversation.pause():
             return False
         self.stop(Stop("paused"))
         return True
@@ -102,6 +106,9 @@ class Agent:
             if self._task is not None:
                 self._task.uncancel()
             self._stop = self._stop or self._cancelled()
+            return await self._stopped(self._stop)
+        except Paused:
+            self._stop = self._stop or Stop("paused")
             return await self._stopped(self._stop)
         except HeadgateError as error:
             if error is self._writer.refused:
@@ -127,20 +134,18 @@ class Agent:
         if not self._job.final:
             await self._writer.flush()
             return result
-        sent = self._conversation.sent
-        finish_reason = sent.choices[0].finish_reason if 0 in sent.choices else None
         ending = endings.completed(
             self._at.now(),
-            text=sent.text,
+            text=self._conversation.sent.text,
             usage=(self._conversation.usage or Usage()).facts(),
-            finish_reason=finish_reason or "stop",
+            finish_reason=self._conversation.finish_reason or "stop",
             duration_ms=self._duration_ms(),
         )
         await self._end(ending, RunState.COMPLETED)
         return result
 
     async def _failed(self, failure: Failure) -> StepResult:
-        if not self._conversation.sent.empty:
+        if self._conversation.spoke:
             await self._conversation.break_off(final=True)
         self._voice.say(EventType.AGENT_FAILED, payload={"error": {"code": failure.code, "message": failure.message}})
         state = RunState.TIMEOUT if failure.code == endings.TIMEOUT.code else RunState.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.agents.own_calls import OwnCalls
 from orchestrator.upstreams.upstream import Usage
 
 
@@ -24,6 +25,9 @@ class UpstreamCall:
         self.beside: str | None = None
         self.usage: Usage | None = None
         self.notes: list[str] = []
+        self.body: dict[str, Any] = {}
+        self.own: OwnCalls | None = None
+        """What it calls of our tools, where the agent has some."""
 
     def answered(self, upstream: str, *, beside: str | None, given_chars: int) -> None:
         self.upstream, self.beside, self.given_chars = upstream, beside, given_chars

@@ -1,24 +1,33 @@
 """What an agent and its upstream say to each other in one attempt, written to the log as it is said.
 
-An upstream that fails mid-answer is asked again where policy allows it, and readers see one coherent answer all the same:
-continued from where it broke off, or fitted onto what they have (see `splice.py`).
+A model that calls tools of ours is told what they answered and asked again, turn by turn, until it answers or calls what only
+the client can. An upstream that fails mid-answer is asked again where policy allows it. Readers see one coherent answer all the
+same: the text of all turns in a row, continued from where it broke off, or fitted onto what they have (see `splice.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
 
 from orchestrator.agents.call import UpstreamCall
 from orchestrator.agents.history import Past
 from orchestrator.agents.job import Job
+from orchestrator.agents.own_calls import OwnCalls
 from orchestrator.agents.splice import Reset, Splice
+from orchestrator.agents.tool_work import ToolWork
 from orchestrator.agents.transcript import Transcript, payload_of
+from orchestrator.agents.turn import TooManyTurns, Turn, goes_on, with_turns
 from orchestrator.agents.voice import Voice
 from orchestrator.clock import Clock
 from orchestrator.events import Event, EventType
 from orchestrator.metrics import Metrics
 from orchestrator.runs import RunState
+from orchestrator.tools.registry import Tools
+from orchestrator.tools.toolbox import Toolbox
 from orchestrator.upstreams.decision import after_cut
 from orchestrator.upstreams.errand import FailedTry, Hedged
 from orchestrator.upstreams.routing import Router
@@ -29,36 +38,54 @@ _PARTIAL = EventType.LLM_PARTIAL.value
 """Looking a member up costs more than making an event of it."""
 
 
+class Paused(Exception):
+    """The conversation stands where a later attempt can go on, as it was asked to."""
+
+
 class Conversation:
     """`hold` it once. `sent` is what readers have of the answer, `usage` what all calls so far have cost."""
 
-    def __init__(self, job: Job, voice: Voice, *, router: Router, tokens: Tokenizer, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, job: Job, voice: Voice, *, router: Router, tools: Tools, tokens: Tokenizer, metrics: Metrics, clock: Clock
+    ) -> None:
         self.sent = Transcript()
         self.usage: Usage | None = None
+        self.finish_reason: str | None = None
         self._job = job
         self._voice = voice
         self._writer = voice.writer
         self._router = router
+        self._tools = tools
         self._tokens = tokens
         self._metrics = metrics
         self._clock = clock
         self._until_s = clock.time() + job.step.timeout_s
         self._cut: str | None = None
-        self._calls = 0
+        self._calls = self._tries = 0
         self._call: UpstreamCall | None = None
+        self._turns: list[Turn] = []
+        self._said = self.sent
+        """What the turn that goes on has said; as long as it is the first, all that was sent."""
+        self._toolbox = Toolbox()
+        self._work: ToolWork | None = None
+        self._pausing = False
 
-    @property
-    def continuable(self) -> bool:
-        """Whether each of the upstreams can go on from what was said so far."""
-        return self.sent.plain and self._may_continue and self._router.continues(self._job.step.upstream)
-
-    @property
-    def _may_continue(self) -> bool:
-        return self._job.step.on_cut != "regenerate"
+    def pause(self) -> bool:
+        """Whether a later attempt can go on from just here. Otherwise `hold` raises Paused before the next turn, if one comes."""
+        if self._call is not None or self._work is None:
+            breakable = self._plain and self._router.continues(self._job.step.upstream)
+        else:
+            breakable = self._work.repeatable
+        self._pausing = not breakable
+        return breakable
 
     async def hold(self, past: Past) -> None:
-        """Say what remains to be said after `past`. Raises UpstreamError when policy says that a failure is final."""
-        self.sent, self.usage = past.transcript, past.usage
+        """Say what remains to be said after `past`.
+
+        Raises UpstreamError when policy says that a failure is final, ToolUnavailable, TooManyTurns, and Paused.
+        """
+        self.sent, self.usage, self._turns = past.transcript, past.usage, past.turns
+        self._said = self.sent if past.current is None else past.current
         if past.attempts == 0:
             self._voice.say(EventType.AGENT_STARTED, state=RunState.RUNNING)
         elif not past.resumed:
@@ -67,21 +94,77 @@ class Conversation:
             retry = {"attempt": self._job.attempt, "error": "worker_lost", "delay_s": 0}
             self._voice.say(EventType.AGENT_RETRYING, payload=retry)
         if past.output is not None:
-            self.sent.finish(0, (past.output.payload or {}).get("finish_reason", "stop"))
+            self.finish_reason = (past.output.payload or {}).get("finish_reason")
             return
+        step = self._job.step
+        if step.tools:
+            self._toolbox = await self._tools.offer(step.tools, step.tool_timeout_s)
+            self._work = ToolWork(self._toolbox, self._voice, self._tools.redactor, self._metrics, self._clock)
+            await self._finish_turn()
+        while (turn := await self._reply()) is not None:
+            self._turns.append(turn)
+            self._said, self._tries, self._cut = Transcript(), 0, None
+            await self._finish_turn()
+
+    async def _finish_turn(self) -> None:
+        """See to it that the last turn's calls have results, unless the conversation is to end or to stand still."""
+        if self._work is None or not self._turns:
+            return
+        if len(self._turns) >= self._job.step.max_turns:
+            raise TooManyTurns
+        if self._pausing:
+            raise Paused
+        await self._work.finish(self._turns[-1])
+        if self._pausing:
+            raise Paused
+
+    async def _reply(self) -> Turn | None:
+        """What the upstream says to all that; None if it was the answer."""
         while True:
             try:
-                await self._answer()
+                call = await self._answer()
                 break
             except UpstreamError as error:
                 await self._again(error)
-        if self._call is not None:
-            await self._say_output(self._call, aborted=False)
+        own = call.own.calls() if call.own is not None else []
+        spoken = self._spoken
+        facts = await self._say_output(call, aborted=False)
+        if goes_on(facts):
+            return Turn(own, spoken.text, reasoning=facts.get("reasoning"), refusal=facts.get("refusal"))
+        self.finish_reason = facts.get("finish_reason")
+        if self._work is not None:
+            self._work.refuse(own)
+        return None
 
     async def break_off(self, *, final: bool) -> None:
-        """Say what the call that is open has cost, and, where no other follows, what it said."""
+        """Say what the call that is open has cost, and, where no other follows, what it said and that its tools are given up."""
+        if final and self._work is not None:
+            self._work.drop()
         if self._call is not None:
             await self._say_output(self._call, aborted=True, final=final)
+
+    @property
+    def spoke(self) -> bool:
+        """Whether the turn that goes on has said anything, or tools are at work for the last one."""
+        busy = self._work is not None and self._work.busy
+        return not self._spoken.empty or self._calls_tools or busy
+
+    @property
+    def _spoken(self) -> Transcript:
+        """What readers have of the turn that goes on."""
+        return self._said if self._turns else self.sent
+
+    @property
+    def _calls_tools(self) -> bool:
+        return self._call is not None and self._call.own is not None and self._call.own.begun
+
+    @property
+    def _plain(self) -> bool:
+        """Whether an upstream that can may go on from what the turn has said: text alone, and what readers have of it."""
+        spoken = self._spoken
+        if not spoken.plain or self._calls_tools or self._job.step.on_cut == "regenerate":
+            return False
+        return not self._turns or spoken.text == self.sent.text[sum(len(turn.text) for turn in self._turns) :]
 
     async def _report_lost(self, said: Transcript) -> None:
         """The call of a lost attempt was paid for as well; what it said is what can be known of it."""
@@ -96,39 +179,52 @@ class Conversation:
         step = self._job.step
         delay_s = after_cut(
             error,
-            calls=self._calls,
+            calls=self._tries,
             attempts=step.attempts,
             retry=step.route.retry,
             time_left_s=self._until_s - self._clock.time(),
         )
-        if self.sent.empty or step.on_cut == "fail" or delay_s is None:
+        if not self.spoke or step.on_cut == "fail" or delay_s is None:
             raise error
         self._cut = self._call.upstream if self._call is not None else None
         await self.break_off(final=False)
         self._retrying(self._calls + 1, error, delay_s, {} if self._cut is None else {"upstream": self._cut})
         await asyncio.sleep(delay_s)
 
-    async def _answer(self) -> None:
+    async def _answer(self) -> UpstreamCall:
         """One upstream call, from where the answer stands: whoever answers it goes on from there, or else begins anew."""
-        step, sent = self._job.step, self.sent
-        prefix = sent.text if sent.plain and self._may_continue else ""
-        self._calls += 1
+        step, spoken = self._job.step, self._spoken
+        prefix = spoken.text if self._plain else ""
+        self._calls, self._tries = self._calls + 1, self._tries + 1
         call_id = f"{self._job.writer}-{self._job.attempt}-{self._calls}"
-        call = self._call = UpstreamCall(call_id, self._clock.time(), len(sent.all_text()))
-        asking = self._router.ask(
-            step.upstream, self._job.call(prefix), self._told, route=step.route, until_s=self._until_s, after=self._cut
-        )
+        call = self._call = UpstreamCall(call_id, self._clock.time(), len(spoken.all_text()))
+        asked = self._job.call(prefix)
+        if self._toolbox:
+            asked = msgspec.structs.replace(asked, body=with_turns(asked.body, self._toolbox.offered, self._turns))
+            call.own = OwnCalls(self._toolbox)
+        call.body = asked.body
+        asking = self._router.ask(step.upstream, asked, self._told, route=step.route, until_s=self._until_s, after=self._cut)
         async with asking as answer:
             call.answered(answer.upstream, beside=answer.lost, given_chars=len(prefix) if answer.continued else 0)
-            splice = None if answer.continued or sent.empty else Splice(sent)
-            said = sent if splice is None else Transcript()
+            splice = None if answer.continued or spoken.empty else self._splice()
+            said = self._said if splice is None else Transcript()
             async for pieces in answer:
                 self._say(pieces, said, splice, call)
                 if self._writer.full:
                     await self._writer.room()
         if splice is not None:
             self._writer.emit(*self._fitted(splice.end(), self._voice.at.now()))
-            self.sent = said
+            self._said = said
+            if not self._turns:
+                self.sent = said
+        return call
+
+    def _splice(self) -> Splice:
+        """To fit this turn, generated again, onto all that was sent; the turns before it stand."""
+        splice = Splice(self.sent)
+        for turn in self._turns:
+            splice.feed(turn.delta())
+        return splice
 
     def _say(self, pieces: Sequence[Piece], said: Transcript, splice: Splice | None, call: UpstreamCall) -> None:
         """Everything that one read of the upstream brought, in one go and at one time."""
@@ -138,11 +234,18 @@ class Conversation:
             if type(piece) is not Delta:
                 self._note(piece, said, call)
                 continue
+            if piece.tool_calls is not None and call.own is not None:
+                rest = call.own.rest(piece)
+                if rest is None:
+                    continue
+                piece = rest
             said.add(piece)
-            if splice is None:
-                events.append(self._event(piece, at))
-            else:
+            if splice is not None:
                 events += self._fitted(splice.feed(piece), at)
+                continue
+            if said is not self.sent:
+                self.sent.add(piece)
+            events.append(self._event(piece, at))
         if events:
             if call.first_at is None:
                 self._first(call)
@@ -203,19 +306,23 @@ class Conversation:
         payload = {"attempt": attempt, "error": error.code, "delay_s": round(delay_s, 3), **names}
         self._voice.say(EventType.AGENT_RETRYING, payload=payload)
 
-    async def _say_output(self, call: UpstreamCall, *, aborted: bool, final: bool = False) -> None:
+    async def _say_output(self, call: UpstreamCall, *, aborted: bool, final: bool = False) -> dict[str, Any]:
         """`LLM_OUTPUT`: what one call brought. A call that is repeated reports its usage only, the text is said by the next."""
+        spoken = self._spoken
         if call.usage is None:
-            own = self.sent.all_text()[call.given_chars :]
-            call.usage = await self._tokens.usage(self._model, self._job.request.body, own)
+            own = spoken.all_text()[call.given_chars :] + (call.own.text() if call.own is not None else "")
+            call.usage = await self._tokens.usage(self._model, call.body or self._job.request.body, own)
         if (other := call.other()) is not None:
             await self._say_output(other, aborted=True)
         self.usage = call.usage if self.usage is None else self.usage.plus(call.usage)
         told = not aborted or final
-        said = self.sent.output() if told else {}
+        said = spoken.output() if told else {}
+        if not aborted and call.own is not None and (calls := call.own.calls()):
+            said["server_tool_calls"] = [own_call.logged(self._tools.redactor) for own_call in calls]
         payload = call.output(self._model, said, call.usage, self._clock.time(), aborted=aborted)
-        self._voice.say(EventType.LLM_OUTPUT, message=self.sent.text if told else None, payload=payload)
+        self._voice.say(EventType.LLM_OUTPUT, message=spoken.text if told else None, payload=payload)
         self._call = None
+        return payload
 
     @property
     def _model(self) -> str:

@@ -24,6 +24,7 @@ from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing, LogUnavailable
+from orchestrator.tools.registry import Tools
 from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.tokens import Tokenizer
 
@@ -50,6 +51,7 @@ class Desk:
         log: Log,
         fanout: Fanout,
         router: Router,
+        tools: Tools,
         tokens: Tokenizer,
         metrics: Metrics,
         clock: Clock,
@@ -59,6 +61,7 @@ class Desk:
         self._log = log
         self._fanout = fanout
         self._router = router
+        self._tools = tools
         self._tokens = tokens
         self._metrics = metrics
         self._clock = clock
@@ -80,6 +83,7 @@ class Desk:
             job,
             log=self._log,
             router=self._router,
+            tools=self._tools,
             tokens=self._tokens,
             metrics=self._metrics,
             clock=self._clock,

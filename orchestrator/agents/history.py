@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from orchestrator.agents.job import Stop
 from orchestrator.agents.transcript import Transcript
+from orchestrator.agents.turn import RESULTS, Turn, goes_on
 from orchestrator.endings import outcome
 from orchestrator.events import Event, EventType
 from orchestrator.runs import Outcome
@@ -17,10 +18,13 @@ from orchestrator.streamlog.log import Log
 from orchestrator.upstreams.upstream import Usage
 
 _PAGE = 512
+_OF_TOOLS = RESULTS | {EventType.TOOL_INVOKED}
 
 
 class Past(msgspec.Struct, frozen=True):
     """What one agent has said in a run so far.
+
+    `turns` are those that ended in calls of our tools, with the results that the log has; `current` is what was said since.
 
     `attempts` is how often it started; `output` says that its last call completed. `usage` is what its calls reported, and
     `unreported` what it said in a call that was lost before it could. `resumed`: it broke off because the run was paused, and
@@ -28,6 +32,8 @@ class Past(msgspec.Struct, frozen=True):
     """
 
     transcript: Transcript
+    turns: list[Turn] = msgspec.field(default_factory=list)
+    current: Transcript | None = None
     attempts: int = 0
     output: Event | None = None
     usage: Usage | None = None
@@ -48,15 +54,38 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
     starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in said)
     outputs = [event for event in said if event.type == EventType.LLM_OUTPUT]
     last = outputs[-1] if outputs else None
+    turns, current = _turns(said)
     lost = said[said.index(last) + 1 :] if last is not None else said
     return Past(
         transcript=Transcript.of(said),
+        turns=turns,
+        current=Transcript.of(current) if turns else None,
         attempts=starts,
-        output=last if last is not None and not _payload(last).get("aborted") else None,
+        output=last if last is not None and _is_final(last) else None,
         usage=reduce(Usage.plus, (msgspec.convert(_payload(output)["usage"], Usage) for output in outputs)) if outputs else None,
         unreported=Transcript.of(lost),
         resumed=resumed,
     )
+
+
+def _turns(said: Sequence[Event]) -> tuple[list[Turn], list[Event]]:
+    """The turns that ended in calls of our tools, and what was said after the last of them."""
+    turns: list[Turn] = []
+    since: list[Event] = []
+    for event in said:
+        if event.type == EventType.LLM_OUTPUT and (turn := Turn.of(event)) is not None:
+            turns.append(turn)
+            since = []
+        elif turns and event.type in _OF_TOOLS:
+            turns[-1].note(event)
+        else:
+            since.append(event)
+    return turns, since
+
+
+def _is_final(output: Event) -> bool:
+    payload = _payload(output)
+    return not payload.get("aborted") and not goes_on(payload)
 
 
 async def asked_to_stop(log: Log, run_id: str) -> Stop | None:

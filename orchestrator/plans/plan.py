@@ -45,6 +45,13 @@ class Agent(StepModel):
         default=5, description="How often the step is tried when its worker is lost or `on_cut` allows another call."
     )
     timeout_s: PositiveFloat = Field(default=600.0, description="The longest the whole step may take.")
+    tools: tuple[str, ...] = Field(
+        default=(), description="What it may call: names of `tools`, whole servers or one tool of them as `server__tool`."
+    )
+    max_turns: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=10, description="So many upstream calls, each but the last with tool calls; one that wants more fails."
+    )
+    tool_timeout_s: PositiveFloat = Field(default=30.0, description="The longest one tool call may take.")
 
 
 class Plan(StepModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -99,3 +100,14 @@ class OpenAIConfig(UpstreamModel):
 
 
 UpstreamConfig = Annotated[ScriptedConfig | OpenAIConfig, Field(discriminator="kind")]
+
+
+def secrets_of(configs: Mapping[str, UpstreamConfig]) -> list[str]:
+    """Every secret that these configurations hold."""
+    held = [
+        slot
+        for config in configs.values()
+        if isinstance(config, OpenAIConfig)
+        for slot in (config.api_key, *config.headers.values())
+    ]
+    return [slot.get_secret_value() for slot in held if slot is not None]

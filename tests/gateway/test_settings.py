@@ -45,11 +45,12 @@ class TestDefaults:
     def test_the_examples_in_the_shipped_file_are_valid(self, tmp_path: Path) -> None:
         """They become part of the file; what they replace leaves it."""
         text = re.sub(r"(?m)^( *)#(?=\S|  )", r"\1", SHIPPED.read_text("utf-8"))
-        text = text.replace("  keys: []\n", "").replace("  mode: off ", "  mode: keys ")
+        text = text.replace("  keys: []\n", "").replace("  mode: off ", "  mode: keys ").replace("tools: {}\n", "")
         text = re.sub(r"(?m)^  temporal: embedded.*\n", "", text)
         settings = load(write(tmp_path, text), environ={})
         assert list(settings.upstreams) == ["demo", "ollama", "vllm", "openai"]
         assert list(settings.models) == ["headgate-demo", "local/*", "support", "*"]
+        assert list(settings.tools) == ["weather", "files", "search"]
         assert isinstance(settings.backends.temporal, TemporalAddress)
         assert settings.auth.keys[0].name == "alice"
 

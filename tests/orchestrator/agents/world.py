@@ -17,6 +17,7 @@ from orchestrator.runs import Run, RunRequest, new_run_id
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Position
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
+from orchestrator.tools.registry import Tools
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.scripted import ScriptedUpstream
@@ -45,7 +46,9 @@ class World:
         self.log = MemoryLog(self.store)
         self.fanout = Fanout(self.log, NoHistory())
         self.upstream = other.upstream if other else ScriptedUpstream("demo", ScriptedConfig(kind="scripted"))
+        self.tools = other.tools if other else Tools({})
         self.desk = Desk(
+            tools=self.tools,
             log=self.log,
             fanout=self.fanout,
             router=Router({"demo": self.upstream}),
