@@ -209,4 +209,4 @@ class Errand:
         ]
 
     def _resting(self) -> UpstreamResting:
-        return UpstreamResting(retry_after_s=max(1.0, min(peer.breaker.wait_s for peer in self._peers)))
+        return UpstreamResting(retry_after_s=min(peer.breaker.wait_s for peer in self._peers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from typing import Any
 
@@ -40,7 +41,7 @@ class LogClock:
 class World:
     """One process; `another()` is a second one on the same log."""
 
-    def __init__(self, other: World | None = None) -> None:
+    def __init__(self, other: World | None = None, router: Router | None = None) -> None:
         self.clock = other.clock if other else LogClock()
         self.store = other.store if other else MemoryStore(self.clock.time)
         self.log = MemoryLog(self.store)
@@ -51,7 +52,7 @@ class World:
             tools=self.tools,
             log=self.log,
             fanout=self.fanout,
-            router=Router({"demo": self.upstream}),
+            router=router or Router({"demo": self.upstream}),
             tokens=TOKENIZER,
             metrics=NoMetrics(),
             clock=SystemClock(),
@@ -68,14 +69,14 @@ class World:
         self, script: str, *, attempt: int = 1, lease_ms: int = 5000, body: dict[str, Any] | None = None, **step: Any
     ) -> Job:
         """A run whose agent plays this script, opened in the log."""
-        run_id = new_run_id(int(time.time() * 1000), lambda n: bytes(n))
+        run_id = new_run_id(int(time.time() * 1000), secrets.token_bytes)
         run = Run(run_id, "tenant", "model", "agent", int(time.time() * 1000), durable=False)
         asked = {"messages": [{"role": "user", "content": f"/script\n{script}"}], **(body or {})}
         request = RunRequest("model", "model", {}, asked)
         started = Event(EventType.WORKFLOW_STARTED, "2026-01-01T00:00:00.000Z")
         self.fanout.hold(run.id, "tenant")
         await self.log.open(run, request, [encode(started)], events=[started])
-        return Job(run, request, Agent(upstream=("demo",), **step), attempt, final=True, lease_ms=lease_ms)
+        return Job(run, request, Agent(**{"upstream": ("demo",), **step}), attempt, final=True, lease_ms=lease_ms)
 
     async def work(self, job: Job) -> StepResult:
         async with asyncio.timeout(WAIT_S):
