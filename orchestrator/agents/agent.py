@@ -96,7 +96,7 @@ class Agent:
         """Say what remains to be said after `past`. Raises what the log refused it with, and Interrupted on shutdown."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._time_left_s(), self.stop, Stop("deadline"))
+        deadline = loop.call_later(self._time_left_s(past), self.stop, Stop("deadline"))
         try:
             if self._stop is not None:
                 raise asyncio.CancelledError
@@ -228,10 +228,13 @@ class Agent:
             self._metrics.fenced()
         self.stop(Stop("refused", error=error))
 
-    def _time_left_s(self) -> float:
-        limits = [self._job.step.timeout_s]
+    def _time_left_s(self, past: Past) -> float:
+        """What earlier attempts took is gone. What a pause took is not."""
+        now = self._clock.time()
+        gone_s = 0.0 if past.begun_ms is None else max(now - past.begun_ms / 1000, 0.0)
+        limits = [self._job.step.timeout_s - gone_s]
         if self._job.run.deadline_ms is not None:
-            limits.append(self._job.run.deadline_ms / 1000 - self._clock.time())
+            limits.append(self._job.run.deadline_ms / 1000 - now)
         return max(0.0, min(limits))
 
     def _duration_ms(self) -> int:

@@ -12,7 +12,7 @@ from orchestrator.agents.job import Stop
 from orchestrator.agents.transcript import Transcript
 from orchestrator.agents.turn import RESULTS, Turn, goes_on
 from orchestrator.endings import outcome
-from orchestrator.events import Event, EventType
+from orchestrator.events import Entry, Event, EventType
 from orchestrator.runs import Outcome
 from orchestrator.streamlog.log import Log
 from orchestrator.upstreams.upstream import Usage
@@ -28,7 +28,7 @@ class Past(msgspec.Struct, frozen=True):
 
     `attempts` is how often it started; `output` says that its last call completed. `usage` is what its calls reported, and
     `unreported` what it said in a call that was lost before it could. `resumed`: it broke off because the run was paused, and
-    the run goes on now.
+    the run goes on now. `begun_ms`: when it first started, or, what matters more, when the run was resumed last.
     """
 
     transcript: Transcript
@@ -39,18 +39,22 @@ class Past(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     unreported: Transcript = msgspec.field(default_factory=Transcript)
     resumed: bool = False
+    begun_ms: int | None = None
 
 
 async def past(log: Log, run_id: str, agent_id: str) -> Past:
     """Read the run's log for what this agent said."""
     said: list[Event] = []
-    resumed = False
-    async for event in _events(log, run_id):
+    resumed, begun_ms = False, None
+    async for entry in _entries(log, run_id):
+        event = entry.event
         if event.agent_id == agent_id:
             said.append(event)
             resumed = False
+            begun_ms = begun_ms or entry.ms
         elif event.type == EventType.WORKFLOW_RESUMED:
             resumed = True
+            begun_ms = begun_ms and entry.ms
     starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in said)
     outputs = [event for event in said if event.type == EventType.LLM_OUTPUT]
     last = outputs[-1] if outputs else None
@@ -65,6 +69,7 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
         usage=reduce(Usage.plus, (msgspec.convert(_payload(output)["usage"], Usage) for output in outputs)) if outputs else None,
         unreported=Transcript.of(lost),
         resumed=resumed,
+        begun_ms=begun_ms,
     )
 
 
@@ -110,9 +115,9 @@ def _payload(event: Event) -> dict[str, Any]:
     return event.payload or {}
 
 
-async def _events(log: Log, run_id: str) -> AsyncIterator[Event]:
+async def _entries(log: Log, run_id: str) -> AsyncIterator[Entry]:
     seq = 0
     while entries := await log.read(run_id, seq, _PAGE):
         seq = entries[-1].seq
         for entry in entries:
-            yield entry.event
+            yield entry

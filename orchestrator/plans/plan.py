@@ -44,7 +44,9 @@ class Agent(StepModel):
     attempts: Annotated[int, Field(ge=1, le=20)] = Field(
         default=5, description="How often the step is tried when its worker is lost or `on_cut` allows another call."
     )
-    timeout_s: PositiveFloat = Field(default=600.0, description="The longest the whole step may take.")
+    timeout_s: PositiveFloat = Field(
+        default=600.0, description="The longest the whole step may take, all its attempts together. A pause begins it anew."
+    )
     tools: tuple[str, ...] = Field(
         default=(), description="What it may call: names of `tools`, whole servers or one tool of them as `server__tool`."
     )

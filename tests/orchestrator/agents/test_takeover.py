@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from orchestrator.agents.job import Interrupted, Job, Stop
+from orchestrator.events import Event, encode
 from orchestrator.runs import RunState
 from tests.orchestrator.agents.world import World, said, types
 
@@ -48,6 +49,22 @@ async def test_the_next_attempt_goes_on_where_the_lost_one_stopped(world: World,
         "WORKFLOW_COMPLETED",
         "STREAM_END",
     ]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_the_time_of_a_step_is_that_of_all_its_attempts(world: World, resumed: bool) -> None:
+    """Each attempt once had the whole of it, so that a step which lost its workers could take several times as long.
+
+    Time that a run stood still is not the step's.
+    """
+    world.clock.ahead_s = -3600.0
+    job = await world.job('say "one two three "; once hang; say "four five"', timeout_s=300.0)
+    await abandoned(world, job, 3)
+    world.clock.ahead_s = 0.0
+    if resumed:
+        await world.log.append(job.run.id, "control", 1, 0, [encode(Event("WORKFLOW_RESUMED", "2026-01-01T00:00:00.000Z"))])
+    result = await world.another().work(second(job))
+    assert result.state is (RunState.COMPLETED if resumed else RunState.TIMEOUT)
 
 
 async def test_what_the_lost_call_used_is_counted_too(world: World) -> None:
