@@ -31,6 +31,8 @@ FEW_EVENTS = 50
 MODELS = ("demo", "demo-none", "wire", "wire-none")
 """Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
 
+HEDGE = {"after_s": 0.05, "max_share": 1}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "promise(*ids): the promises of compat_tests/manifest.py that this test proves")
@@ -66,6 +68,8 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
             "patient-with-503": _model("retrying", durability="none"),
             "dead": _model("dead"),
             "fallback": _model("dead", "wire"),
+            "weary": _model("weary"),
+            "hedged": {"plan": {"agent": {"upstream": ["wire", "retrying"], "route": {"hedge": HEDGE}}}},
             "again": _model("wire", on_cut="regenerate"),
             "onward": _model("demo", on_cut="continue"),
             "hasty": {"plan": {"agent": {"upstream": "demo", "timeout_s": 0.3}}},
@@ -111,6 +115,7 @@ def brisk(brisk_config: dict[str, Any], headgate: str, tmp_path_factory: pytest.
 
 def _upstreams(server: ModelServer) -> dict[str, Any]:
     wire = {"kind": "openai", "base_url": server.base_url, "api_key": UPSTREAM_SECRET, "retries": 0, "breaker": None}
+    dead = {**wire, "base_url": f"http://127.0.0.1:{unused_port()}/v1"}
     return {
         "demo": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 1.0},
         "wire": wire,
@@ -118,7 +123,8 @@ def _upstreams(server: ModelServer) -> dict[str, Any]:
         "retrying": {**wire, "retries": 1},
         "old": {**wire, "developer_role": False},
         "verbatim": {**wire, "base_url": server.verbatim_url},
-        "dead": {**wire, "base_url": f"http://127.0.0.1:{unused_port()}/v1"},
+        "dead": dead,
+        "weary": {**dead, "breaker": {"failures": 1, "open_s": 3600}},
     }
 
 

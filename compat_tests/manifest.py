@@ -96,6 +96,8 @@ MANIFEST: Mapping[str, Promised] = {
     "fault.sdk-raises": Promised("The SDK never takes a failure for an answer.", "P13"),
     "fault.refused": Promised("An upstream that refuses connections is a 502.", "P23"),
     "fault.fallback": Promised("The next upstream answers when the first cannot.", "P23"),
+    "fault.hedge": Promised("A second upstream answers when the first is silent for too long, and the first is left.", "P14"),
+    "fault.resting": Promised("An upstream that fails again and again is not asked for a while: 503, and how long.", "P23"),
     "fault.retry": Promised("An upstream that fails before its first word is asked again.", "P23"),
     "fault.regenerate": Promised(
         "An answer that is generated again goes on without a seam, or ends in an honest error.", "P23, §4"

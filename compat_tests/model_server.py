@@ -62,6 +62,11 @@ class _Witness(Witness):
         assert call.ending is not None
         return call.ending
 
+    async def endings(self, prompt: str) -> list[Ending | None]:
+        calls = self.by_prompt.get(prompt, [])
+        await asyncio.gather(*(call.closed.wait() for call in calls))
+        return [call.ending for call in calls]
+
 
 class ModelServer:
     """Called from the tests' thread."""
@@ -92,6 +97,10 @@ class ModelServer:
     def ending(self, prompt: str, within_s: float = WAIT_S) -> Ending:
         """How the call with this prompt ended. Fails if it has not after `within_s`."""
         return self._wait(self._witness.ending(prompt), within_s)
+
+    def endings(self, prompt: str) -> list[Ending | None]:
+        """How every call with this prompt so far ended, as soon as all have."""
+        return self._wait(self._witness.endings(prompt), WAIT_S)
 
     @contextmanager
     def running(self) -> Iterator[ModelServer]:

@@ -160,6 +160,24 @@ def test_the_next_upstream_answers_when_the_first_cannot(raw: Raw) -> None:
     assert (answer.text, complaints(answer.body)) == ("hi", [])
 
 
+@promise("fault.hedge")
+def test_a_second_upstream_answers_when_the_first_is_silent(raw: Raw, mark: str, model_server: ModelServer) -> None:
+    """P14: the first one's socket is closed at once."""
+    prompt = script("once hang", 'say "hi"', mark)
+    answer = raw.chat("hedged", prompt)
+    assert (answer.text, complaints(answer.body)) == ("hi", [])
+    assert model_server.endings(prompt) == ["cancelled", "completed"]
+
+
+@promise("fault.resting")
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_an_upstream_that_keeps_failing_is_left_alone(raw: Raw, stream: bool) -> None:
+    """The first request of each process finds out, and is a 502."""
+    *_, answer = (raw.chat("weary", "hi", stream=stream) for _ in range(4))
+    assert (answer.status, answer.error["code"]) == (503, "upstream_unavailable")
+    assert 3500 < int(answer.headers["retry-after"]) <= 3600
+
+
 @promise("fault.retry")
 def test_an_upstream_that_fails_once_is_asked_again(raw: Raw, mark: str, model_server: ModelServer) -> None:
     """P23: before the first word, with a little patience."""
