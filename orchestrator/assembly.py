@@ -25,10 +25,12 @@ from orchestrator.foreign import ForeignRuns
 from orchestrator.herald import Herald
 from orchestrator.inline import InlineRuns
 from orchestrator.janitor import Janitor
+from orchestrator.limits.limits import Unlimited
 from orchestrator.listing import Records
 from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics
 from orchestrator.publishing import Publishing
+from orchestrator.spending.spending import Spending
 from orchestrator.store.postgres import Postgres
 from orchestrator.store.store import Store
 from orchestrator.streamlog.archive import Archive
@@ -129,7 +131,8 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
         fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
-        ender, herald = Ender(log, metrics, clock), Herald(log, clock)
+        spending = Spending(log, Unlimited(), parts.tokens)
+        ender, herald = Ender(log, metrics, clock, spending), Herald(log, clock)
         tools = Tools(config.tools, secrets=secrets_of(config.upstreams))
         await stack.enter_async_context(tools.running())
         desk = Desk(
@@ -140,6 +143,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             tokens=parts.tokens,
             metrics=metrics,
             clock=clock,
+            spending=spending,
             buffer_bytes=config.writer_buffer_bytes,
         )
         await stack.enter_async_context(desk.ticking())

@@ -6,34 +6,44 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import endings
-from orchestrator.agents.history import asked_to_stop
+from orchestrator.agents.history import asked_to_stop, past
+from orchestrator.agents.transcript import Transcript
 from orchestrator.clock import Clock
 from orchestrator.errors import Failure
 from orchestrator.events import Event, encode, timestamp
 from orchestrator.metrics import Metrics
-from orchestrator.runs import RunState
+from orchestrator.runs import Run, RunState
+from orchestrator.spending.spending import Spending
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing, LogUnavailable
+from orchestrator.upstreams.upstream import Usage
 
 _WRITER = "said:ending"
 """No agent can have this name."""
 
 
 class Ender:
-    def __init__(self, log: Log, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, log: Log, metrics: Metrics, clock: Clock, spending: Spending) -> None:
         self._log = log
+        self._spending = spending
         self._metrics = metrics
         self._clock = clock
 
     async def complete(self, run_id: str, before: Sequence[Event], text: str, usage: dict[str, Any], finish_reason: str) -> bool:
         """End the run as completed, after `before`. False if it had ended already, or its log is gone."""
-        run = await self._log.run(run_id)
-        age_ms = 0 if run is None else int(self._clock.time() * 1000) - run.created_ms
-        ending = endings.completed(self._at(), text=text, usage=usage, finish_reason=finish_reason, duration_ms=age_ms)
-        return await self._end(run_id, [*before, *ending], RunState.COMPLETED)
+        return await self._complete(run_id, before, text, usage, finish_reason, None)
 
     async def fail(self, run_id: str, failure: Failure) -> bool:
-        """End the run as failed. False if it had ended already, or its log is gone."""
-        return await self._end(run_id, endings.failed(self._at(), failure), endings.failed_state(failure))
+        """End the run as failed, or, where nothing but a budget stopped it, as completed with what it has.
+
+        False if it had ended already, or its log is gone.
+        """
+        before, usage = await self._spending.so_far(run_id, self._at())
+        if failure.code in endings.BUDGETS:
+            run = await self._log.run(run_id)
+            said = Transcript() if run is None else (await past(self._log, run_id, run.answers)).transcript
+            return await self._complete(run_id, before, said.text, (usage or Usage()).facts(), "length", failure)
+        ending = endings.failed(self._at(), failure, None if usage is None else usage.facts())
+        return await self._end(run_id, [*before, *ending], endings.failed_state(failure))
 
     async def cancel(self, run_id: str, reason: str | None, by: str | None) -> bool:
         """End the run as cancelled. False if it had ended already, or its log is gone. Raises LogUnavailable.
@@ -42,7 +52,25 @@ class Ender:
         """
         if by is None and (asked := await asked_to_stop(self._log, run_id)) is not None:
             reason, by = asked.reason, asked.by
-        return await self._end(run_id, endings.cancelled(self._at(), reason, by), RunState.CANCELLED)
+        before, usage = await self._spending.so_far(run_id, self._at())
+        ending = endings.cancelled(self._at(), reason, by, None if usage is None else usage.facts())
+        return await self._end(run_id, [*before, *ending], RunState.CANCELLED)
+
+    async def _complete(
+        self,
+        run_id: str,
+        before: Sequence[Event],
+        text: str,
+        usage: dict[str, Any],
+        finish_reason: str,
+        budget: Failure | None,
+    ) -> bool:
+        run = await self._log.run(run_id)
+        age_ms = 0 if run is None else int(self._clock.time() * 1000) - run.created_ms
+        ending = endings.completed(
+            self._at(), text=text, usage=usage, finish_reason=finish_reason, duration_ms=age_ms, budget=budget
+        )
+        return await self._end(run_id, [*before, *ending], RunState.COMPLETED)
 
     def _at(self) -> str:
         return timestamp(int(self._clock.time() * 1000))
@@ -54,13 +82,15 @@ class Ender:
         except (LogClosed, LogMissing):
             await self._log.settle(run_id)
             return False
-        self._metrics.run_ended(state, await self._age_s(run_id))
+        run = await self._ended(run_id)
+        self._metrics.run_ended(state, 0.0 if run is None else self._clock.time() - run.created_ms / 1000)
+        if run is not None:
+            await self._spending.settle(run)
         return True
 
-    async def _age_s(self, run_id: str) -> float:
-        """For the statistics only: the ending stands, whatever becomes of this question."""
+    async def _ended(self, run_id: str) -> Run | None:
+        """For the statistics and the accounts: the ending stands, whatever becomes of this question."""
         try:
-            run = await self._log.run(run_id)
+            return await self._log.run(run_id)
         except LogUnavailable:
-            run = None
-        return 0.0 if run is None else self._clock.time() - run.created_ms / 1000
+            return None

@@ -12,9 +12,13 @@ from orchestrator.events import Event, EventType
 from orchestrator.runs import Outcome, RunState
 
 
-def completed(at: str, *, text: str, usage: dict[str, Any], finish_reason: str, duration_ms: int) -> Sequence[Event]:
-    """The run did what was asked. `usage` is the sum over its calls."""
-    return completed_as(at, {"result": text, "usage": usage, "finish_reason": finish_reason, "duration_ms": duration_ms})
+def completed(
+    at: str, *, text: str, usage: dict[str, Any], finish_reason: str, duration_ms: int, budget: Failure | None = None
+) -> Sequence[Event]:
+    """The run did what was asked, or as much of it as a `budget` allowed. `usage` is the sum over its calls."""
+    spent = None if budget is None else {"code": budget.code, "message": budget.message}
+    payload = {"result": text, "usage": usage, "finish_reason": finish_reason, "duration_ms": duration_ms, "budget": spent}
+    return completed_as(at, payload)
 
 
 def completed_as(at: str, payload: dict[str, Any]) -> Sequence[Event]:
@@ -62,6 +66,21 @@ def outcome(event: Event) -> Outcome | None:
 
 
 TIMEOUT = Failure(code="timeout", message="The run took longer than it may.", status=504, type="timeout_error")
+RUN_BUDGET_EXCEEDED = Failure(
+    code="run_budget_exceeded",
+    message="The run stopped because it has used the tokens that it may use.",
+    status=429,
+    type="insufficient_quota",
+)
+BUDGET_EXCEEDED = Failure(
+    code="budget_exceeded",
+    message="The run stopped because the budget of its key or its tenant is spent.",
+    status=429,
+    type="insufficient_quota",
+)
+BUDGETS = {failure.code: failure for failure in (RUN_BUDGET_EXCEEDED, BUDGET_EXCEEDED)}
+"""What stops a run truthfully and is no failure of it: it ends as completed, with what it has and `finish_reason: length`."""
+
 WORKER_LOST = Failure(
     code="worker_lost",
     message="The process that executed this run was lost. Send the request again, or use a durable model.",

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator import endings
 from orchestrator.agents.conversation import Conversation, Paused
+from orchestrator.agents.expenses import Expenses
 from orchestrator.agents.history import Past, asked_to_stop
 from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.agents.lease import Lease
@@ -24,6 +25,7 @@ from orchestrator.events import Event, EventType, Timestamps
 from orchestrator.metrics import Metrics
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
+from orchestrator.spending.spending import Spending
 from orchestrator.streamlog.log import Fenced, Log, LogUnavailable
 from orchestrator.streamlog.writer import EventWriter
 from orchestrator.tools.registry import Tools
@@ -51,6 +53,7 @@ class Agent:
         timestamps: Timestamps,
         cancelled: Callable[[], Stop],
         buffer_bytes: int,
+        spending: Spending,
     ) -> None:
         self._job = job
         self._cancelled = cancelled
@@ -74,8 +77,18 @@ class Agent:
         )
         self._lease = Lease(job, log=log, writer=self._writer, clock=clock, refused=self._lost)
         self._voice = Voice(self._writer, job.step.name, timestamps)
+        self._spending = spending
+        meter = spending.meter(job, lambda: self.stop(Stop("budget")), self._notice)
+        self._expenses = Expenses(meter, tokens, self._voice)
         self._conversation = Conversation(
-            job, self._voice, router=router, tools=tools, tokens=tokens, metrics=metrics, clock=clock
+            job,
+            self._voice,
+            router=router,
+            tools=tools,
+            tokens=tokens,
+            expenses=self._expenses,
+            metrics=metrics,
+            clock=clock,
         )
 
     def stop(self, stop: Stop) -> None:
@@ -129,6 +142,9 @@ class Agent:
     # -- endings ---------------------------------------------------------------------------------------------------------
 
     async def _completed(self) -> StepResult:
+        budget = self._expenses.exceeded
+        if budget is not None and not self._job.final:
+            return await self._failed(budget)  # nothing pays for later steps; `Ender.fail` knows that it is no failure
         self._voice.say(EventType.AGENT_COMPLETED)
         result = StepResult(RunState.COMPLETED, ended=self._job.final)
         if not self._job.final:
@@ -140,6 +156,7 @@ class Agent:
             usage=(self._conversation.usage or Usage()).facts(),
             finish_reason=self._conversation.finish_reason or "stop",
             duration_ms=self._duration_ms(),
+            budget=budget,
         )
         await self._end(ending, RunState.COMPLETED)
         return result
@@ -167,6 +184,9 @@ class Agent:
                 else:
                     await self._writer.flush()
                 return StepResult(RunState.CANCELLED, ended=self._job.final, reason=stop.reason)
+            case "budget":
+                await self._conversation.cut_short()
+                return await self._completed()
             case "deadline":
                 return await self._failed(endings.TIMEOUT)
             case "shutdown":
@@ -200,6 +220,7 @@ class Agent:
                     raise
                 writing = self._writer.flush()
         self._metrics.run_ended(state, self._clock.time() - self._job.run.created_ms / 1000)
+        await self._spending.settle(self._job.run)
 
     async def _as_asked(self, stop: Stop) -> Stop:
         """The words in which it was asked for; who passes a cancellation on may not know them."""
@@ -227,6 +248,10 @@ class Agent:
         if isinstance(error, Fenced):
             self._metrics.fenced()
         self.stop(Stop("refused", error=error))
+
+    def _notice(self, standing: dict[str, Any]) -> None:
+        if self._writer.refused is None:
+            self._voice.say(EventType.BUDGET_THRESHOLD, payload=standing)
 
     def _time_left_s(self, past: Past) -> float:
         """What earlier attempts took is gone. What a pause took is not."""

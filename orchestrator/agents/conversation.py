@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.agents.call import UpstreamCall
+from orchestrator.agents.expenses import Expenses
 from orchestrator.agents.history import Past
 from orchestrator.agents.job import Job
 from orchestrator.agents.own_calls import OwnCalls
@@ -46,7 +47,16 @@ class Conversation:
     """`hold` it once. `sent` is what readers have of the answer, `usage` what all calls so far have cost."""
 
     def __init__(
-        self, job: Job, voice: Voice, *, router: Router, tools: Tools, tokens: Tokenizer, metrics: Metrics, clock: Clock
+        self,
+        job: Job,
+        voice: Voice,
+        *,
+        router: Router,
+        tools: Tools,
+        tokens: Tokenizer,
+        expenses: Expenses,
+        metrics: Metrics,
+        clock: Clock,
     ) -> None:
         self.sent = Transcript()
         self.usage: Usage | None = None
@@ -57,6 +67,7 @@ class Conversation:
         self._router = router
         self._tools = tools
         self._tokens = tokens
+        self._expenses = expenses
         self._metrics = metrics
         self._clock = clock
         self._until_s = clock.time() + job.step.timeout_s
@@ -129,7 +140,7 @@ class Conversation:
         own = call.own.calls() if call.own is not None else []
         spoken = self._spoken
         facts = await self._say_output(call, aborted=False)
-        if goes_on(facts):
+        if goes_on(facts) and self._expenses.exceeded is None:
             return Turn(own, spoken.text, reasoning=facts.get("reasoning"), refusal=facts.get("refusal"))
         self.finish_reason = facts.get("finish_reason")
         if self._work is not None:
@@ -142,6 +153,22 @@ class Conversation:
             self._work.drop()
         if self._call is not None:
             await self._say_output(self._call, aborted=True, final=final)
+
+    async def cut_short(self) -> None:
+        """Nothing is left to pay for more: what was said so far is the answer."""
+        self.finish_reason = "length"
+        if self._work is not None:
+            self._work.drop()
+        call = self._call
+        if call is None:
+            self._expenses.tell()
+            return
+        for index, choice in self._spoken.choices.items():
+            if choice.finish_reason is None:
+                self._spoken.finish(index, self.finish_reason)
+        if call.usage is None and self._expenses.meter is not None:
+            call.usage = self._expenses.meter.usage
+        await self._say_output(call, aborted=False)
 
     @property
     def spoke(self) -> bool:
@@ -184,6 +211,8 @@ class Conversation:
             retry=step.route.retry,
             time_left_s=self._until_s - self._clock.time(),
         )
+        if not self.spoke:
+            await self._expenses.end(Usage())
         if not self.spoke or step.on_cut == "fail" or delay_s is None:
             raise error
         self._cut = self._call.upstream if self._call is not None else None
@@ -197,18 +226,21 @@ class Conversation:
         prefix = spoken.text if self._plain else ""
         self._calls, self._tries = self._calls + 1, self._tries + 1
         call_id = f"{self._job.writer}-{self._job.attempt}-{self._calls}"
-        call = self._call = UpstreamCall(call_id, self._clock.time(), len(spoken.all_text()))
-        asked = self._job.call(prefix)
+        call = UpstreamCall(call_id, self._clock.time(), len(spoken.all_text()))
+        asked, meter = self._job.call(prefix), self._expenses.meter
         if self._toolbox:
             asked = msgspec.structs.replace(asked, body=with_turns(asked.body, self._toolbox.offered, self._turns))
             call.own = OwnCalls(self._toolbox)
-        call.body = asked.body
+        asked = await self._expenses.begin(asked)
+        call.body, self._call = asked.body, call
         asking = self._router.ask(step.upstream, asked, self._told, route=step.route, until_s=self._until_s, after=self._cut)
         async with asking as answer:
             call.answered(answer.upstream, beside=answer.lost, given_chars=len(prefix) if answer.continued else 0)
             splice = None if answer.continued or spoken.empty else self._splice()
             said = self._said if splice is None else Transcript()
             async for pieces in answer:
+                if meter is not None and not meter.covers(pieces):
+                    pieces = await meter.afford(pieces)
                 self._say(pieces, said, splice, call)
                 if self._writer.full:
                     await self._writer.room()
@@ -217,6 +249,8 @@ class Conversation:
             self._said = said
             if not self._turns:
                 self.sent = said
+        if meter is not None:
+            meter.stopped([choice.finish_reason for choice in said.choices.values()])
         return call
 
     def _splice(self) -> Splice:
@@ -312,7 +346,9 @@ class Conversation:
         if call.usage is None:
             own = spoken.all_text()[call.given_chars :] + (call.own.text() if call.own is not None else "")
             call.usage = await self._tokens.usage(self._model, call.body or self._job.request.body, own)
-        if (other := call.other()) is not None:
+        other = call.other()
+        await self._expenses.end(call.usage if other is None or other.usage is None else call.usage.plus(other.usage))
+        if other is not None:
             await self._say_output(other, aborted=True)
         self.usage = call.usage if self.usage is None else self.usage.plus(call.usage)
         told = not aborted or final
@@ -322,6 +358,7 @@ class Conversation:
         payload = call.output(self._model, said, call.usage, self._clock.time(), aborted=aborted)
         self._voice.say(EventType.LLM_OUTPUT, message=spoken.text if told else None, payload=payload)
         self._call = None
+        self._expenses.tell()
         return payload
 
     @property

@@ -22,6 +22,7 @@ from orchestrator.events import Timestamps
 from orchestrator.metrics import Metrics
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
+from orchestrator.spending.spending import Spending
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing, LogUnavailable
 from orchestrator.tools.registry import Tools
@@ -55,9 +56,11 @@ class Desk:
         tokens: Tokenizer,
         metrics: Metrics,
         clock: Clock,
+        spending: Spending,
         buffer_bytes: int = 1 << 20,
     ) -> None:
         self._buffer_bytes = buffer_bytes
+        self._spending = spending
         self._log = log
         self._fanout = fanout
         self._router = router
@@ -90,6 +93,7 @@ class Desk:
             timestamps=self._timestamps,
             cancelled=cancelled,
             buffer_bytes=self._buffer_bytes,
+            spending=self._spending,
         )
         try:
             with self._registered(job.run.id, agent, beat):

@@ -44,10 +44,11 @@ class Stop(msgspec.Struct, frozen=True):
 
     `cancelled`: somebody asked; the run ends. `deadline`: it took too long; the run ends. `refused`: the log took the writer
     away, so nothing can be said any more. `shutdown`: this process goes down; another attempt continues if the run is durable.
-    `paused`: the run is to stand still, and the upstream can continue later from what was said.
+    `paused`: the run is to stand still, and the upstream can continue later from what was said. `budget`: nothing is left to pay
+    for more, and what was said is the answer.
     """
 
-    kind: Literal["cancelled", "deadline", "refused", "shutdown", "paused"]
+    kind: Literal["cancelled", "deadline", "refused", "shutdown", "paused", "budget"]
     reason: str | None = None
     by: str | None = None
     error: HeadgateError | None = None

@@ -8,9 +8,12 @@ from orchestrator.clock import SystemClock
 from orchestrator.ender import Ender
 from orchestrator.endings import TIMEOUT, WORKER_LOST
 from orchestrator.events import Event, EventType, encode
+from orchestrator.limits.limits import Unlimited
 from orchestrator.runs import Run, RunRequest, RunState
+from orchestrator.spending.spending import Spending
 from orchestrator.streamlog.log import LogUnavailable
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
+from tests.orchestrator.engines import TOKENIZER
 from tests.orchestrator.processes import Counted
 
 AT = "2026-01-01T00:00:00.000Z"
@@ -23,7 +26,7 @@ class World:
         self.store = MemoryStore(self.clock.time)
         self.log = MemoryLog(self.store)
         self.metrics = Counted()
-        self.ender = Ender(self.log, self.metrics, self.clock)
+        self.ender = Ender(self.log, self.metrics, self.clock, Spending(self.log, Unlimited(), TOKENIZER))
 
     async def open(self) -> None:
         now_ms = int(self.clock.time() * 1000)

@@ -19,12 +19,14 @@ from orchestrator.ender import Ender
 from orchestrator.endings import WORKER_LOST
 from orchestrator.events import Event, EventType, encode
 from orchestrator.janitor import Janitor
+from orchestrator.limits.limits import Unlimited
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Run, RunRequest, RunState, new_run_id
+from orchestrator.spending.spending import Spending
 from orchestrator.streamlog.log import LogUnavailable
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.workflows.worker import Temporal, TemporalAddress, TemporalUnavailable
-from tests.orchestrator.engines import NOWHERE
+from tests.orchestrator.engines import NOWHERE, TOKENIZER
 from tests.orchestrator.processes import WAIT_S, Process, Shared, kinds, payload
 
 AT = "2026-01-01T00:00:00.000Z"
@@ -46,7 +48,7 @@ class House:
         self.clock = Clock()
         self.store = MemoryStore(self.clock.time)
         self.log = MemoryLog(self.store)
-        self.ender = Ender(self.log, NoMetrics(), self.clock)
+        self.ender = Ender(self.log, NoMetrics(), self.clock, Spending(self.log, Unlimited(), TOKENIZER))
 
     def janitor(self, owner: str = "one", temporal: Temporal | None = None) -> Janitor:
         return Janitor(self.log, self.ender, temporal or nowhere(), self.clock, owner=owner, round_s=2.0, grace_s=5.0)

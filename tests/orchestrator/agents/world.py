@@ -11,10 +11,12 @@ from orchestrator.agents.desk import Desk
 from orchestrator.agents.job import Job
 from orchestrator.clock import SystemClock
 from orchestrator.events import Event, EventType, encode
+from orchestrator.limits.limits import Unlimited
 from orchestrator.metrics import NoMetrics
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.plans.plan import Agent
 from orchestrator.runs import Run, RunRequest, new_run_id
+from orchestrator.spending.spending import Spending
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Position
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
@@ -56,6 +58,7 @@ class World:
             tokens=TOKENIZER,
             metrics=NoMetrics(),
             clock=SystemClock(),
+            spending=Spending(self.log, Unlimited(), TOKENIZER),
         )
 
     def another(self) -> World:

@@ -1,0 +1,50 @@
+"""What an agent's calls cost while they are made, where a budget concerns it. Without one all of this is nothing."""
+
+from __future__ import annotations
+
+from orchestrator.agents.voice import Voice
+from orchestrator.errors import Failure
+from orchestrator.events import EventType
+from orchestrator.spending.asking import limited, most_asked
+from orchestrator.spending.meter import Meter
+from orchestrator.upstreams.tokens import Tokenizer
+from orchestrator.upstreams.upstream import Call, Usage
+
+
+class Expenses:
+    """`meter` is asked once for each read of an upstream."""
+
+    def __init__(self, meter: Meter | None, tokens: Tokenizer, voice: Voice) -> None:
+        self.meter = meter
+        self._tokens = tokens
+        self._voice = voice
+
+    @property
+    def exceeded(self) -> Failure | None:
+        """Why the answer is no longer than it is, if a budget is why."""
+        return None if self.meter is None or self.meter.wall is None else self.meter.wall.exceeded
+
+    async def begin(self, call: Call) -> Call:
+        """The call, with its prompt and the beginning of its answer paid for, and told how long that may be."""
+        if self.meter is None:
+            return call
+        prompt = await self._tokens.count_messages(call.model, call.body)
+        if call.prefix:
+            prompt += await self._tokens.count(call.model, call.prefix)
+        most = await self.meter.begin(prompt, most_asked(call.body))
+        return call if most is None else limited(call, most)
+
+    async def end(self, usage: Usage) -> None:
+        """What the call has used in truth."""
+        if self.meter is not None:
+            await self.meter.end(usage)
+
+    def tell(self) -> None:
+        """Say how the budget stands that is spent, if one is."""
+        wall = None if self.meter is None else self.meter.wall
+        if wall is None:
+            return
+        if (standing := wall.standing()) is not None:
+            self._voice.say(EventType.BUDGET_THRESHOLD, message=wall.exceeded.message, payload=standing)
+        else:
+            self._voice.say(EventType.WARNING, message=wall.exceeded.message, payload={"code": wall.exceeded.code})
