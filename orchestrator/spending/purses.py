@@ -56,13 +56,14 @@ class RunPurse:
         self._notice = notice
         self._budget = budget
         self._mark = ceil(budget * THRESHOLD_PERCENT / 100)
-        self._used = 0
+        self._used = self._untold = 0
 
     async def begin(self, prompt: int, wanted: int) -> Begun | None:
-        granted, held = await self._spend(prompt, prompt + wanted)
+        granted, held = await self._spend(0, prompt + wanted)
         if granted <= prompt:
-            await self._spend(-prompt, -granted)
+            await self._spend(0, -granted)
             return None
+        self._untold = prompt
         return Begun(granted - prompt, self._budget - held + granted - prompt)
 
     async def more(self, used: int, wanted: int) -> int:
@@ -73,6 +74,7 @@ class RunPurse:
         await self._spend(used, -unused)
 
     async def _spend(self, used: int, wanted: int) -> tuple[int, int]:
+        used, self._untold = used + self._untold, 0
         spent = await self._log.spend(self._run_id, used, wanted, self._budget)
         self._used = spent.used
         if spent.used - used < self._mark <= spent.used:

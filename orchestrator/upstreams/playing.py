@@ -90,7 +90,7 @@ class Play:
         self._earlier_calls = max(earlier_calls, 1) if prefix else earlier_calls
         self._statements = _turn(script, body)
         self._choices = range(script.manner.choices or _asked_choices(body))
-        self._limit = _limit(body)
+        self._limit = None if "limit" in script.manner.without else _limit(body)
         self._stops = _stops(body)
         self._skip = len(prefix)
         self._replaying = bool(prefix)

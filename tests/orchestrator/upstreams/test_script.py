@@ -111,7 +111,7 @@ def test_a_marker_is_no_statement() -> None:
         ("status 200", "script, line 1, column 8: expected an error status, a number from 400 to 599; found '200'"),
         ("repeat 3; cut", "script, line 1, column 14: expected 'end' of the repeat"),
         ("once no usage", "script, line 1, column 9: expected a statement that can be done once"),
-        ("no luck", "script, line 1, column 4: expected usage or finish or done or role; found 'luck'"),
+        ("no luck", "script, line 1, column 4: expected usage or finish or done or role or limit; found 'luck'"),
         ("say 9999999 words", "script, line 1, column 5: expected a text in quotes or a number of words, a number from 0"),
         ("once " * 50 + "cut", "script, line 1, column 86: nested more than 16 deep"),
         ("x" * 70_000, "script: longer than 65536 characters"),
