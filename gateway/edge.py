@@ -27,6 +27,7 @@ from gateway.transports.error_response import error_response, of_http
 from orchestrator import trace
 from orchestrator.errors import HeadgateError, InvalidRequest, RunNotFound
 from orchestrator.runs import Principal
+from orchestrator.signing import Claims
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -34,6 +35,8 @@ WORKFLOW_ID = web.RequestKey("workflow_id", str)
 REPEATED = web.RequestKey("repeated", bool)
 CACHE = web.RequestKey("cache", str)
 TICKET = web.RequestKey("ticket", Ticket)
+CLAIMS = web.RequestKey("claims", Claims)
+"""What a gateway has signed of its request to an orchestrator that runs apart."""
 
 CLIENT_LEFT = 499
 """In logs and metrics, the status of a request whose client left before it was answered."""

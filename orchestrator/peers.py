@@ -104,10 +104,12 @@ class Peers:
         """This one did not answer."""
         self._missed_at[url] = self._clock()
 
-    def headers(self, method: str, target: str, principal: Principal, only_run: str | None = None) -> dict[str, str]:
+    def headers(
+        self, method: str, target: str, principal: Principal, only_run: str | None = None, body: bytes = b""
+    ) -> dict[str, str]:
         """What makes a request one of ours. `target`: the path and the query, as they will travel."""
         request_id = self._request_id()
-        signed = self._signer.sign(method, target, principal, request_id, only_run)
+        signed = self._signer.sign(method, target, principal, request_id, only_run, body)
         return {HEADER: signed, "x-request-id": request_id, **trace.carried()}
 
     async def call(self, path: str, principal: Principal, message: bytes, *, repeatable: bool) -> bytes:
@@ -115,7 +117,7 @@ class Peers:
         refused: Refused | None = None
         for url in [*(order := self.order()), *(order[:1] if repeatable else ())]:
             try:
-                headers = self.headers("POST", path, principal) | {"Content-Type": "application/json"}
+                headers = self.headers("POST", path, principal, body=message) | {"Content-Type": "application/json"}
                 timeout = aiohttp.ClientTimeout(total=_CALL_S, sock_connect=CONNECT_S)
                 data = BytesIO(message)  # which aiohttp sends in pieces, however large it is
                 async with self._session.post(url + path, data=data, headers=headers, timeout=timeout) as response:

@@ -2,15 +2,17 @@
 
     X-Headgate-Internal: <claims>.<HMAC-SHA256 of method, target and claims>
 
-Claims are JSON in base64url: the principal, the request's id, when it was signed. The target is the path and the query as they
-travel. A header that is missing, older than `SKEW_S`, made for another request or with another secret is refused, always alike.
+Claims are JSON in base64url: the principal, the request's id, when it was signed, and the body's digest. The target is the path
+and the query as they travel. A header that is missing, older than `SKEW_S`, made for another request or with another secret is
+refused, always alike. Whoever reads a body asks `Claims.cover` about it.
 
-It proves who asks, not that nobody listens: bodies are not signed, and within `SKEW_S` a request could be repeated. Between
-machines, use it over TLS or a network of one's own.
+It proves who asks for what, not that nobody listens: who can read the requests can send the same ones again within `SKEW_S`, and
+could read the answers anyway. Between machines, use it over TLS or a network of one's own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -37,12 +39,20 @@ class SignatureRefused(HeadgateError):
 
 
 class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a gateway says of a request. `only_run`: the caller may see this run and no other one."""
+    """What a gateway says of a request. `only_run`: the caller may see this run and no other one.
+
+    `body`: the SHA-256 of a request's body, in hex; nothing for one without a body.
+    """
 
     principal: Principal
     request_id: str
     signed_ms: int
     only_run: str | None = None
+    body: str = ""
+
+    def cover(self, body: bytes) -> bool:
+        """Whether the request was signed with this body."""
+        return hmac.compare_digest(self.body, _digest(body))
 
 
 class Signer:
@@ -52,8 +62,16 @@ class Signer:
         self._secret = secret.encode()
         self._clock = clock
 
-    def sign(self, method: str, target: str, principal: Principal, request_id: str, only_run: str | None = None) -> str:
-        claims = Claims(principal, request_id, int(self._clock() * 1000), only_run)
+    def sign(
+        self,
+        method: str,
+        target: str,
+        principal: Principal,
+        request_id: str,
+        only_run: str | None = None,
+        body: bytes = b"",
+    ) -> str:
+        claims = Claims(principal, request_id, int(self._clock() * 1000), only_run, _digest(body))
         said = urlsafe_b64encode(msgspec.json.encode(claims)).rstrip(b"=").decode()
         return f"{said}.{self._mac(method, target, said)}"
 
@@ -72,3 +90,7 @@ class Signer:
 
     def _mac(self, method: str, target: str, said: str) -> str:
         return hmac.digest(self._secret, f"{method}\n{target}\n{said}".encode("utf-8", "surrogateescape"), "sha256").hex()
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest() if body else ""

@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.access.keys import KeyRing
 from gateway.access.rules import Access
 from gateway.access.tickets import Ticket, Tickets
-from gateway.edge import PRINCIPAL, REQUEST_ID, TICKET
+from gateway.edge import CLAIMS, PRINCIPAL, REQUEST_ID, TICKET
 from gateway.errors import Forbidden, Unauthorized
 from orchestrator.access import allow
 from orchestrator.signing import HEADER, SignatureRefused, Signer
@@ -76,7 +76,7 @@ class Inside:
         presented = request.headers.getall(HEADER, [])
         if len(presented) != 1:
             raise SignatureRefused
-        claims = self._signer.verify(request.method, request.raw_path, presented[0])
+        claims = request[CLAIMS] = self._signer.verify(request.method, request.raw_path, presented[0])
         if claims.request_id != request[REQUEST_ID]:
             raise SignatureRefused
         request[PRINCIPAL] = claims.principal

@@ -11,7 +11,7 @@ from time import monotonic
 from aiohttp import web
 
 from gateway.access.rules import Access
-from gateway.edge import PRINCIPAL, about_run
+from gateway.edge import CLAIMS, PRINCIPAL, about_run
 from gateway.errors import Draining
 from gateway.observe.metrics import GatewayMetrics
 from gateway.routes.native import run_id
@@ -28,6 +28,7 @@ from orchestrator.engine import Engine
 from orchestrator.errors import HeadgateError
 from orchestrator.http.calls import CALLS
 from orchestrator.http.refusal import pack
+from orchestrator.signing import SignatureRefused
 from orchestrator.streamlog.log import parse_position
 
 KEEPALIVE_S = 5.0
@@ -66,6 +67,8 @@ class InternalRoutes:
         if self._drain.begun and call.name == "submit":
             raise Draining(retry_after_s=1)  # what runs here may finish; what begins should begin elsewhere
         message = await read_json_body(request, max_bytes=self._max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
+        if not request[CLAIMS].cover(message):
+            raise SignatureRefused
         return web.Response(body=await call.answer(self._engine, request[PRINCIPAL], message), content_type="application/json")
 
     async def feed(self, request: web.Request) -> web.StreamResponse:
@@ -84,6 +87,8 @@ def _refusing(handler: Handler) -> Handler:
     async def refusing(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
+        except SignatureRefused:
+            raise  # not a word of the engine's, so it must not become one
         except HeadgateError as error:
             if request.writer.output_size:
                 raise

@@ -22,7 +22,7 @@ from orchestrator.http.calls import CALLS
 from orchestrator.http.feed import FeedReader
 from orchestrator.http.refusal import pack, unpack
 from orchestrator.peers import OrchestratorAway
-from orchestrator.runs import Run
+from orchestrator.runs import Run, RunState
 from orchestrator.signing import HEADER
 from orchestrator.streamlog.log import Position
 from orchestrator.streamlog.memory import MemoryStore
@@ -158,6 +158,19 @@ class TestSigning:
             if how == "twice":
                 headers = [*signed.items(), (HEADER, signed[HEADER])]
             assert await self.answer(there.url, target, headers) == (401, "invalid_signature")
+
+    async def test_a_signature_is_for_one_body(self, local: Engine, hanging: Run) -> None:
+        """Whoever saw one request could once make any other of its caller's, in words of his own, for half a minute."""
+        said, forged = msgspec.json.encode({"run_id": hanging.id}), msgspec.json.encode({"run_id": hanging.id, "reason": "no"})
+        async with internal(local) as there, peers([there.url]) as by, aiohttp.ClientSession() as http:
+            signed = by.headers("POST", "/engine/cancel", ACME, body=said) | {"Content-Type": "application/json"}
+            for body in (forged, b"", said[:-1]):
+                async with http.post(f"{there.url}/engine/cancel", data=body, headers=signed) as response:
+                    code = msgspec.json.decode(await response.read())["error"]["code"]
+                    assert (response.status, code) == (401, "invalid_signature")
+            assert (await local.get(ACME, hanging.id)).state is RunState.RUNNING
+            async with http.post(f"{there.url}/engine/cancel", data=said, headers=signed) as response:
+                assert response.status == 200
 
     async def test_every_route_but_health_wants_a_signature(self, local: Engine) -> None:
         async with internal(local) as there, aiohttp.ClientSession() as http:
