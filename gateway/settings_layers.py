@@ -29,22 +29,34 @@ class Override(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without two of its traps: `off` is a word and not false, and a key given twice is an error."""
+    """YAML without three of its traps: `off` is a word and not false, and a key given twice is an error, as is an alias inside of
+    what it stands for.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # which cannot be a key, and is told so below
             if key_node.value in seen:
                 mark = key_node.start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key_node.value}' is given twice", mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def whole_mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        return self.construct_mapping(node, deep=True)
+
+    def whole_sequence(self, node: yaml.SequenceNode) -> list[Any]:
+        return self.construct_sequence(node, deep=True)
+
 
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.whole_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.whole_sequence)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
 
 
@@ -67,6 +79,10 @@ def _parse(text: str, origin: str) -> Any:
         raise ConfigError([f"{place}: {error.problem or error.context}"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"{origin}: {error}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{origin}: is nested too deeply"]) from None
+    except (ValueError, AttributeError) as error:  # PyYAML's own, of what looks like a date or a number and is none
+        raise ConfigError([f"{origin}: a value cannot be read as what it looks like: {error}; put it in quotes"]) from None
 
 
 def interpolate(data: dict[str, Any], environ: Mapping[str, str], origin: str) -> dict[str, Any]:

@@ -84,7 +84,8 @@ ENDINGS = frozenset({EventType.WORKFLOW_COMPLETED, EventType.WORKFLOW_FAILED, Ev
 """Exactly one of these per run, directly followed by STREAM_END."""
 
 
-_OWN_TYPE = re.compile(r"X_[A-Z0-9_]{1,62}")
+OWN_TYPE = "X_[A-Z0-9_]{1,62}"
+_OWN_TYPE = re.compile(OWN_TYPE)
 
 
 def is_event_type(name: str) -> bool:

@@ -11,7 +11,16 @@ from typing import Any, NoReturn
 from gateway.wire.json_body import place
 from orchestrator.errors import InvalidRequest
 
+Json = dict[str, Any]
+
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+def _shape(names: list[str], needed: Json, more: Json | None = None, kind: str = "role") -> Json:
+    """A schema of objects whose `kind` is one of `names`, with the keys that they need and those that they may have."""
+    properties = {**(more or {}), **needed, kind: {"enum": names}}
+    return {"type": "object", "required": [kind, *needed], "properties": properties}
+
 
 _PARTS: dict[str, tuple[str, type]] = {
     "text": ("text", str),
@@ -21,6 +30,41 @@ _PARTS: dict[str, tuple[str, type]] = {
     "file": ("file", dict),
 }
 """Types of content parts that are known, with the key that each must have."""
+
+_STRING: Json = {"type": "string"}
+_MAYBE_STRING: Json = {"type": ["string", "null"]}
+_SCHEMAS: dict[type, Json] = {str: _STRING, dict: {"type": "object"}}
+
+_PART = {
+    "anyOf": [
+        *(_shape([kind], {key: _SCHEMAS[wanted]}, kind="type") for kind, (key, wanted) in _PARTS.items()),
+        {"type": "object", "required": ["type"], "properties": {"type": {**_STRING, "not": {"enum": list(_PARTS)}}}},
+    ]
+}
+_CONTENT = {"anyOf": [_STRING, {"type": "array", "items": _PART}], "description": "Text, or parts."}
+_FUNCTION = {"type": "object", "required": ["name"], "properties": {"name": _STRING, "arguments": _MAYBE_STRING}}
+_CALL = {"type": "object", "properties": {"function": {"anyOf": [_FUNCTION, {"type": "null"}]}}}
+_MORE = {
+    "name": _MAYBE_STRING,
+    "refusal": _MAYBE_STRING,
+    "tool_calls": {"type": ["array", "null"], "items": _CALL},
+    "function_call": {"anyOf": [_FUNCTION, {"type": "null"}]},
+}
+_SAID = {"tool_calls": {"type": "array", "items": _CALL}, "refusal": _STRING, "function_call": _FUNCTION}
+
+MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "anyOf": [
+            _shape(["system", "developer", "user", "assistant"], {"content": _CONTENT}, _MORE),
+            *(_shape(["assistant"], {key: shape}, _MORE) for key, shape in _SAID.items()),
+            _shape(["tool"], {"content": _CONTENT, "tool_call_id": _STRING}, _MORE),
+            _shape(["function"], {"name": _STRING}, {**_MORE, "content": {"anyOf": [_CONTENT, {"type": "null"}]}}),
+        ]
+    },
+}
+"""The same rules as a JSON schema, for the description of the API."""
 
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "a boolean", list: "an array", dict: "an object"}
 

@@ -14,7 +14,7 @@ import msgspec
 from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, StringConstraints, ValidationError, WithJsonSchema
 
-from gateway.wire.chat_messages import check_messages
+from gateway.wire.chat_messages import MESSAGES, check_messages
 from gateway.wire.json_body import parse_object
 from gateway.wire.refusal import refusal
 from orchestrator.engine import Submission
@@ -29,19 +29,6 @@ Penalty = Annotated[float, Ge(-2), Le(2)]
 Object = dict[str, Any]
 SESSION_ID = r"^[!-~]{1,256}$"
 SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID)]
-
-_MESSAGES = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "object",
-        "required": ["role"],
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
-            "content": {"description": "Text, parts (text, image_url, input_audio, file, refusal), or null beside tool calls."},
-        },
-    },
-}
 
 EXAMPLE: Object = {"model": "headgate-demo", "messages": [{"role": "user", "content": "Say hello"}], "stream": True}
 
@@ -98,7 +85,7 @@ class ChatBody(Checked):
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: Annotated[str, MinLen(1)]
-    messages: Annotated[Any, WithJsonSchema(_MESSAGES)]
+    messages: Annotated[Any, WithJsonSchema(MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     headgate_options: HeadgateOptions | None = None

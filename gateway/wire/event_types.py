@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.errors import InvalidRequest
-from orchestrator.events import EventType, is_event_type
+from orchestrator.events import OWN_TYPE, EventType, is_event_type
 
 SSE_NAMES: Mapping[str, str] = {
     EventType.LLM_PARTIAL: "thread.message.delta",
@@ -20,6 +20,12 @@ SSE_NAMES: Mapping[str, str] = {
 """The `event:` of a type; that of any other is the type itself. Never `error`, which `EventSource` keeps for the connection."""
 
 _TYPES = {name: str(type) for type, name in SSE_NAMES.items()}
+
+
+_NAMES = "|".join([*EventType.__members__, *_TYPES, OWN_TYPE]).replace(".", "[.]")
+
+TYPES = f"^ *(({_NAMES})? *, *)*({_NAMES})? *$"
+"""What `types` looks like, as a regular expression."""
 
 
 class UnknownType(InvalidRequest):

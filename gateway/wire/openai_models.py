@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -69,7 +69,7 @@ class RetrieveQuery(BaseModel):
     stream: Literal["true", "false"] | None = Field(
         default=None, description="Without it, a stream is what `Accept: text/event-stream` asks for."
     )
-    starting_after: Annotated[int, Ge(0)] | None = Field(
+    starting_after: Annotated[int, Ge(0), Lt(10**16)] | None = Field(
         default=None, description="How many chunks the client has received already."
     )
 

@@ -11,9 +11,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.errors import NATIVE
+from gateway.wire.chat_request import SESSION_ID
 from gateway.wire.openai_models import OpenAIError
-from gateway.wire.operation import Described, Operation, Reply
+from gateway.wire.operation import EVENT_STREAM, Described, Operation, Reply
 from gateway.wire.rest_models import NativeError
+from orchestrator.streamlog.log import POSITION
 
 Json = dict[str, Any]
 Mode = Literal["validation", "serialization"]
@@ -44,6 +46,13 @@ _SCHEMES = {
         "description": "A token of one minute from `POST /api/v1/stream/tickets`, for browsers, whose streams send no headers.",
     },
 }
+
+_FORMS = {
+    "Idempotency-Key": "^[!-~]{1,255}$",
+    "Last-Event-ID": POSITION,
+    "X-Session-ID": SESSION_ID,
+}
+"""What headers look like that are not any text. A header means the same on every route."""
 
 _NAMED = re.compile(r"\{(\w+)\}")
 
@@ -120,7 +129,8 @@ def _parameters(route: Described) -> Iterator[Json]:
     if operation.query is not None:
         yield from _query(operation.query)
     for name, description in operation.headers.items():
-        yield {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+        form = {"pattern": _FORMS[name]} if name in _FORMS else {}
+        yield {"name": name, "in": "header", "description": description, "schema": {"type": "string", **form}}
 
 
 def _query(model: type[BaseModel]) -> Iterator[Json]:
@@ -157,11 +167,15 @@ def _reply(reply: Reply, schemas: _Schemas) -> Json:
     if reply.headers:
         written["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in reply.headers.items()}
     if reply.media is not None:
-        shape = {"type": "string"} if reply.model is None else schemas.of(reply.model, "serialization")
-        written["content"] = {reply.media: {"schema": shape}}
-        if reply.also is not None:
-            written["content"][reply.also] = {"schema": {"type": "string"}}
+        written["content"] = {media: _content(media, reply.model, schemas) for media in (reply.media, reply.also) if media}
     return written
+
+
+def _content(media: str, model: type[BaseModel] | None, schemas: _Schemas) -> Json:
+    """OpenAPI 3.1 has no words for the events of a stream. A schema would be taken for that of each."""
+    if media == EVENT_STREAM:
+        return {}
+    return {"schema": {"type": "string"} if model is None else schemas.of(model, "serialization")}
 
 
 _BODY = (400, 413, 415)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from gateway.wire.task_bodies import Types, parse_query
 from orchestrator.errors import InvalidPosition, RunNotFound
 from orchestrator.runs import is_run_id
-from orchestrator.streamlog.log import Position, parse_position
+from orchestrator.streamlog.log import POSITION, Position, parse_position
 
 
 class StreamQuery(BaseModel):
@@ -23,6 +23,7 @@ class StreamQuery(BaseModel):
     )
     last_event_id: str = Field(
         default="",
+        json_schema_extra={"pattern": POSITION},
         description="The position after which to begin: an event's `stream_id` or `seq`. The header `Last-Event-ID` wins.",
     )
 

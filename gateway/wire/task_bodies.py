@@ -16,7 +16,7 @@ from multidict import MultiMapping
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
 from gateway.wire.chat_request import MAX_RECORDED_BYTES, SessionId
-from gateway.wire.event_types import wanted_types
+from gateway.wire.event_types import TYPES, wanted_types
 from gateway.wire.json_body import parse_object
 from gateway.wire.refusal import refusal
 from orchestrator.engine import Submission
@@ -109,10 +109,13 @@ def _types(value: object) -> object:
     return wanted_types(value) if isinstance(value, str) else value
 
 
-Limit = Annotated[int, BeforeValidator(_digits), Ge(1), Le(100)]
-Number = Annotated[int, BeforeValidator(_digits), Ge(0), Le(10**16)]
+# The bounds stand before the validator because pydantic would not describe them behind it.
+Limit = Annotated[int, Ge(1), Le(100), BeforeValidator(_digits)]
+Number = Annotated[int, Ge(0), Le(10**16), BeforeValidator(_digits)]
 Types = Annotated[
-    frozenset[str], BeforeValidator(_types), WithJsonSchema({"type": "string", "examples": ["LLM_OUTPUT,WORKFLOW_COMPLETED"]})
+    frozenset[str],
+    BeforeValidator(_types),
+    WithJsonSchema({"type": "string", "pattern": TYPES, "examples": ["LLM_OUTPUT,WORKFLOW_COMPLETED"]}),
 ]
 
 
@@ -125,7 +128,7 @@ class TasksQuery(BaseModel):
 
 class EventsQuery(BaseModel):
     after: Number = Field(default=0, description="The `seq` after which the page begins: `next_after` of the page before.")
-    limit: Annotated[int, BeforeValidator(_digits), Ge(1), Le(1000)] = 100
+    limit: Annotated[int, Ge(1), Le(1000), BeforeValidator(_digits)] = 100
     types: Types = Field(default=frozenset(), description="Only events of these types, separated by commas.")
 
 

@@ -95,6 +95,9 @@ class Position(msgspec.Struct, frozen=True):
 
 BEGINNING = Position(0)
 
+POSITION = "^([0-9]{1,16}(-[0-9]{1,16})?)?$"
+"""What a position looks like."""
+
 _STREAM_ID = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")
 _SEQ = re.compile(r"[0-9]{1,16}")
 
