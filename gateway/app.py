@@ -21,12 +21,13 @@ from aiohttp import web
 from gateway.access.admission import Inside, Outside
 from gateway.access.browsers import Browsers
 from gateway.access.forwarding import Forwarding
-from gateway.access.keys import KeyRing, Keys, Open
+from gateway.access.keys import KeyRing
 from gateway.access.origins import Origins
 from gateway.access.rules import Access
-from gateway.access.tickets import Tickets, derived_secret
+from gateway.access.tickets import Tickets
 from gateway.departures import Departures
 from gateway.edge import Edge, Front
+from gateway.keyring import key_ring, ticket_secret
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
 from gateway.proxy import StreamProxy
@@ -44,7 +45,7 @@ from gateway.routes.task_control import TaskControlRoutes
 from gateway.routes.tasks import TaskRoutes
 from gateway.routes.tickets import TicketRoutes
 from gateway.rpc import grpc_door
-from gateway.settings import Auth, Server, Settings
+from gateway.settings import Server, Settings
 from gateway.transports.drain import Drain
 from gateway.transports.http_server import Limits, listening
 from gateway.transports.tls import tls_context
@@ -54,13 +55,15 @@ from orchestrator.catalog import Catalog
 from orchestrator.engine import Engine
 from orchestrator.peers import Peers, peer_session
 from orchestrator.remote import RemoteEngine
-from orchestrator.runs import Principal
 from orchestrator.signing import Signer
 
 log = logs.logger("gateway.app")
 
 ACCESS = web.AppKey("access", dict[web.AbstractRoute, Access])
 """The rule of every route of an app."""
+
+KEYS = web.AppKey[KeyRing]("keys")
+"""What tells an app who is calling."""
 
 
 async def serve(
@@ -96,7 +99,7 @@ async def serve(
     ):
         rpc = None
         if not inside:
-            door = grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id, reuse_port)
+            door = grpc_door(settings, engine, app[KEYS], drain, metrics, new_session_id, reuse_port)
             rpc = await stack.enter_async_context(door)
         if rpc is not None:
             progress(f"gRPC listens on port {rpc.port}")
@@ -135,8 +138,8 @@ async def gateway(
     With `peers` the engine is theirs, and so are the native streams.
     """
     drain = Drain(spread=lambda seconds: random.uniform(0, seconds))
-    async with Departures(engine, drain, metrics) as departures:
-        tickets = Tickets(lambda: ticket_secret(settings.auth), time.time)
+    async with Departures(engine, drain, metrics) as departures, key_ring(settings, engine, drain) as keys:
+        tickets = Tickets(lambda: ticket_secret(settings.auth, engine), time.time)
         streams = stream_routes(settings, engine, drain, departures, metrics)
         if peers is not None:
             proxy = StreamProxy(settings, peers, drain, departures, metrics)
@@ -154,8 +157,10 @@ async def gateway(
             *DocsRoutes().routes(),
         ]
         access: dict[web.AbstractRoute, Access] = {}
-        edge = Edge(Outside(key_ring(settings.auth), tickets, access), drain, metrics, new_request_id, front(settings))
-        yield _app(settings, edge, access, [*routes, *OpenApiRoutes(routes).routes()]), drain
+        edge = Edge(Outside(keys, tickets, access), drain, metrics, new_request_id, front(settings))
+        app = _app(settings, edge, access, [*routes, *OpenApiRoutes(routes).routes()])
+        app[KEYS] = keys
+        yield app, drain
 
 
 @asynccontextmanager
@@ -164,7 +169,7 @@ async def orchestrator_app(
 ) -> AsyncIterator[tuple[web.Application, Drain]]:
     """What gateways that run apart call: the engine, and the very native streams that a gateway has where it runs here."""
     drain = Drain(spread=lambda seconds: random.uniform(0, seconds))
-    async with Departures(engine, drain, metrics) as departures:
+    async with Departures(engine, drain, metrics) as departures, key_ring(settings, engine, drain) as keys:
         streams = stream_routes(settings, engine, drain, departures, metrics)
         routes = [
             *(route._replace(path=route.path.replace(OUTSIDE, INSIDE, 1)) for route in streams),
@@ -172,7 +177,7 @@ async def orchestrator_app(
             *HealthRoutes(engine, drain, metrics).routes(),
         ]
         access: dict[web.AbstractRoute, Access] = {}
-        edge = Edge(Inside(signer(settings), key_ring(settings.auth), access), drain, metrics, new_request_id)
+        edge = Edge(Inside(signer(settings), keys, access), drain, metrics, new_request_id)
         yield _app(settings, edge, access, routes), drain
 
 
@@ -202,18 +207,6 @@ def _tls(server: Server) -> ssl.SSLContext | None:
 def signer(settings: Settings) -> Signer:
     secret = settings.orchestrator.secret
     return Signer("" if secret is None else secret.get_secret_value(), time.time)
-
-
-def key_ring(auth: Auth) -> KeyRing:
-    if auth.mode == "off":
-        return Open()
-    return Keys((key.key.get_secret_value(), Principal(tenant=key.tenant, key_id=key.name)) for key in auth.keys)
-
-
-def ticket_secret(auth: Auth) -> bytes:
-    if auth.ticket_secret is not None:
-        return auth.ticket_secret.get_secret_value().encode()
-    return derived_secret(key.key.get_secret_value() for key in auth.keys)
 
 
 def stopping(open_answers: int, server: Server) -> str:

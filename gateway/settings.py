@@ -17,10 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Discriminator,
     Field,
     PositiveFloat,
@@ -33,8 +31,10 @@ from pydantic import (
 )
 
 from gateway.observe.logs import Format
+from gateway.settings_auth import Auth
 from gateway.settings_errors import ConfigError, Inconsistent, Problem, did_you_mean, explain
 from gateway.settings_layers import Override, from_environment, interpolate, overlay, parse_yaml, source_of
+from gateway.settings_section import Section, is_loopback
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.errors import ModelNotFound
 from orchestrator.tools import config as tool_config
@@ -48,12 +48,6 @@ DEMO: Mapping[str, Any] = {
     "models": {"headgate-demo": {"plan": {"agent": {"upstream": "demo"}}}},
 }
 """What is served when nobody names an upstream or a model."""
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys are errors, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def _origin(text: str) -> str:
@@ -136,41 +130,6 @@ class Grpc(Section):
         default=ByteSize(4 * MIB), gt=0, description="A call that sends a larger message ends as RESOURCE_EXHAUSTED."
     )
     max_calls: PositiveInt = Field(default=10_000, description="Calls at once; one more ends as RESOURCE_EXHAUSTED.")
-
-
-def _loopback(host: str) -> bool:
-    """Whether only this machine can connect."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _presentable(key: SecretStr) -> SecretStr:
-    text = key.get_secret_value()
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("should be printable ASCII without spaces, and not empty: it travels in a header")
-    return key
-
-
-class Key(Section):
-    """An API key, and on whose behalf its bearer acts."""
-
-    key: Annotated[SecretStr, AfterValidator(_presentable)]
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Stands for the key in logs and metrics.")
-    tenant: str = Field(
-        default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Keys of a tenant see each other's runs."
-    )
-
-
-class Auth(Section):
-    mode: Literal["off", "keys"] = "off"
-    ticket_secret: Annotated[SecretStr, Field(min_length=16)] | None = Field(
-        default=None, description="Signs stream tickets; replicas need the same. None: it is derived from `keys`."
-    )
-    keys: tuple[Key, ...] = ()
 
 
 def _host_and_port(text: str) -> str:
@@ -297,7 +256,7 @@ class Settings(Section):
     data_dir: Path = Field(default=Path(".headgate"), description="Where embedded backends keep their data.")
     auth: Auth = Auth()
     backends: Backends = Backends()
-    upstreams: dict[str, UpstreamConfig] = {}
+    upstreams: dict[str, UpstreamConfig] = Field(default={})
     models: dict[str, ModelEntry] = Field(min_length=1)
     tools: dict[ToolName, ToolConfig] = Field(default={}, description="What agents may call, each by the name that they list.")
     log: LogSettings = LogSettings()
@@ -335,19 +294,18 @@ class Settings(Section):
 
 def _access_problems(settings: Settings) -> Iterator[Problem]:
     auth = settings.auth
-    if auth.mode == "keys" and not auth.keys:
-        yield ("auth", "keys"), "mode is 'keys', so at least one is needed"
-    if auth.mode == "off" and auth.keys:
-        yield ("auth", "mode"), "is 'off' although auth.keys has some; set it to keys, or take the keys out"
+    if auth.mode == "off" and (auth.keys or auth.jwt is not None):
+        given = "auth.keys has some" if auth.keys else "auth.jwt is set"
+        yield ("auth", "mode"), f"is 'off' although {given}; set it to keys, or take that out"
     elif auth.mode == "off":
         doors = {"server.host": settings.server.host, "grpc.host": settings.grpc.host}
         hosts = {} if settings.role == "orchestrator" else doors  # whose only door asks for signatures
-        if reachable := [(name, host) for name, host in hosts.items() if host is not None and not _loopback(host)]:
+        if reachable := [(name, host) for name, host in hosts.items() if host is not None and not is_loopback(host)]:
             name, host = reachable[0]
             yield (
                 ("auth", "mode"),
                 f"'off' is refused while {name} is {host}, which other machines can reach; "
-                f"set auth.mode to keys and list auth.keys, or set {name} to 127.0.0.1",
+                f"set auth.mode to keys, or set {name} to 127.0.0.1",
             )
     for field in ("key", "name"):
         seen = set()
@@ -365,7 +323,7 @@ def _role_problems(settings: Settings) -> Iterator[Problem]:
     hosts = [urlsplit(url).hostname or "" for url in between.urls] if settings.role == "gateway" else [between.host]
     if settings.auth.mode != "off":
         yield path, f"is needed by role {settings.role} with auth.mode {settings.auth.mode}; the same on both sides"
-    elif reachable := [host for host in hosts if not _loopback(host)]:
+    elif reachable := [host for host in hosts if not is_loopback(host)]:
         yield path, f"is needed by role {settings.role} while {reachable[0]} is not this machine; the same on both sides"
 
 

@@ -38,7 +38,7 @@ class Outside:
             raise InternalHeader
         rule = self._access[request.match_info.route]
         if rule is Access.STREAM and "ticket" in request.query:
-            ticket = request[TICKET] = self._ticket(request)
+            ticket = request[TICKET] = await self._ticket(request)
             principal = request[PRINCIPAL] = ticket.principal
         elif rule is not Access.ANYBODY:
             principal = request[PRINCIPAL] = await self._keys.principal(request.headers)
@@ -46,12 +46,14 @@ class Outside:
             return
         allow(principal, rule.scope)
 
-    def _ticket(self, request: web.Request) -> Ticket:
+    async def _ticket(self, request: web.Request) -> Ticket:
         """The one ticket of a request that has no key as well: it must be clear on whose behalf it comes."""
         presented = request.query.getall("ticket")
         if len(presented) != 1 or "Authorization" in request.headers or "X-API-Key" in request.headers:
             raise Unauthorized
-        return self._tickets.honour(presented[0])
+        ticket = await self._tickets.honour(presented[0])
+        await self._keys.confirm(ticket.principal)
+        return ticket
 
 
 class Inside:

@@ -1,18 +1,16 @@
 """Stream tickets: what a browser, which cannot send a key with a stream, puts into the URL instead.
 
-A ticket is good for a minute, for opening native streams and for nothing else, on behalf of whoever asked for it, and if it was
-asked for one run, for that run only. It is signed and stored nowhere, so any replica with the same secret honours it. A stream
-that was opened with it outlives it.
+A ticket is good for a minute, for opening native streams and for nothing else, on behalf of whoever asked for it, as long as
+that one's key is good, and if it was asked for one run, for that run only. It is signed and stored nowhere, so any replica with
+the same secret honours it. A stream that was opened with it outlives it, and ends when the key does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -33,22 +31,26 @@ class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tickets:
-    """Issues and honours tickets. `clock` gives seconds since the epoch; `secret` is worked out when first needed."""
+    """Issues and honours tickets. `clock` gives seconds since the epoch; `secret` is asked for when first needed.
 
-    def __init__(self, secret: Callable[[], bytes], clock: Callable[[], float]) -> None:
-        self._make_secret = secret
+    Methods raise what asking for it raises.
+    """
+
+    def __init__(self, secret: Callable[[], Awaitable[bytes]], clock: Callable[[], float]) -> None:
+        self._ask_secret = secret
+        self._secret: bytes | None = None
         self._clock = clock
 
-    def issue(self, principal: Principal, run_id: str | None = None) -> tuple[str, Ticket]:
+    async def issue(self, principal: Principal, run_id: str | None = None) -> tuple[str, Ticket]:
         """The text that goes into the URL, and what it says."""
         ticket = Ticket(principal, int((self._clock() + LIFETIME_S) * 1000), run_id)
         said = _text(msgspec.json.encode(ticket))
-        return f"{said}.{self._signature(said)}", ticket
+        return f"{said}.{await self._signature(said)}", ticket
 
-    def honour(self, text: str) -> Ticket:
+    async def honour(self, text: str) -> Ticket:
         """Raises Unauthorized, whatever is wrong with it."""
         shape = _SHAPE.fullmatch(text)
-        if shape is None or not hmac.compare_digest(self._signature(shape[1]), shape[2]):
+        if shape is None or not hmac.compare_digest(await self._signature(shape[1]), shape[2]):
             raise Unauthorized
         try:  # where nobody needs a key the secret is none either, and anything can be signed
             ticket = msgspec.json.decode(urlsafe_b64decode(shape[1] + "=" * (-len(shape[1]) % 4)), type=Ticket)
@@ -58,22 +60,10 @@ class Tickets:
             raise Unauthorized
         return ticket
 
-    def _signature(self, said: str) -> str:
+    async def _signature(self, said: str) -> str:
+        if self._secret is None:
+            self._secret = await self._ask_secret()
         return _text(hmac.digest(self._secret, said.encode(), "sha256"))
-
-    @cached_property
-    def _secret(self) -> bytes:
-        return self._make_secret()
-
-
-def derived_secret(keys: Iterable[str]) -> bytes:
-    """A secret that every replica with the same API keys works out alike.
-
-    It costs some milliseconds on purpose: a ticket is in the hands of somebody who must not find a weak key by trying. Without
-    keys everybody is let in anyway, and there is nothing that a forged ticket could open.
-    """
-    material = msgspec.json.encode(sorted(keys))
-    return hashlib.scrypt(material, salt=b"headgate stream tickets", n=1 << 14, r=8, p=1, dklen=32)
 
 
 def _text(raw: bytes) -> str:

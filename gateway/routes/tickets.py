@@ -61,6 +61,6 @@ class TicketRoutes:
             if not is_run_id(run_id):
                 raise RunNotFound
             await self._engine.get(principal, run_id)
-        text, ticket = self._tickets.issue(principal, run_id)
+        text, ticket = await self._tickets.issue(principal, run_id)
         issued = TicketIssued(ticket=text, expires_at=timestamp(ticket.expires_ms))
         return answer(issued, headers={"Cache-Control": "no-store"})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from gateway.errors import AccessEnded, Draining
@@ -95,11 +95,11 @@ class Drain:
         """The ids of the keys that answers are open for."""
         return {answer.bearer.key_id for answer in self._open if answer.bearer is not None}
 
-    def expire(self, key_ids: Collection[str], at_ms: int = 0) -> None:
-        """End the open answers of these keys at this time, at once if it has passed. Harmless when repeated."""
-        at = self._moment(at_ms)
-        for answer in self._open:
-            if answer.bearer is not None and answer.bearer.key_id in key_ids:
+    def expire(self, ends_ms: Mapping[str, int]) -> None:
+        """End the open answers of keys when these end, at once where that has passed. Harmless when repeated."""
+        moments = {key_id: self._moment(end_ms) for key_id, end_ms in ends_ms.items()}
+        for answer in self._open if moments else ():
+            if answer.bearer is not None and (at := moments.get(answer.bearer.key_id)) is not None:
                 answer.end(at)
 
     def announce(self) -> None:

@@ -49,7 +49,7 @@ async def test_a_key_takes_its_own_answers_with_it_and_nobody_elses() -> None:
     hers = [await answers.open("alice 1", ALICE), await answers.open("alice 2", ALICE)]
     others = [await answers.open("bob", BOB), await answers.open("nobody", None)]
     assert drain.bearers() == {"alice", "bob"}
-    drain.expire({"alice"})
+    drain.expire({"alice": 0})
     await asyncio.gather(*hers)
     assert answers.ended == {"alice 1": AccessEnded, "alice 2": AccessEnded}
     assert drain.bearers() == {"bob"}
@@ -78,8 +78,8 @@ async def test_an_end_can_come_nearer_and_not_go_further_away() -> None:
     drain = a_drain()
     answers = Answers(drain)
     answer = await answers.open("alice", ALICE)
-    drain.expire({"alice"}, at_ms=int(NOW_S * 1000) + 20)
-    drain.expire({"alice"}, at_ms=int(NOW_S * 1000) + 3_600_000)
+    drain.expire({"alice": int(NOW_S * 1000) + 20})
+    drain.expire({"alice": int(NOW_S * 1000) + 3_600_000})
     await asyncio.wait_for(answer, 5)
     assert answers.ended == {"alice": AccessEnded}
 
@@ -90,11 +90,11 @@ async def test_ending_twice_is_ending_once_while_the_answer_says_its_last_words(
 
     async def answer() -> None:
         async with drain.until_closed(ALICE):
-            drain.expire({"alice"})
+            drain.expire({"alice": 0})
             try:
                 await asyncio.Event().wait()
             finally:
-                drain.expire({"alice"})
+                drain.expire({"alice": 0})
                 await drain.finish(0.0, spread_s=0.0)
 
     with pytest.raises(AccessEnded):

@@ -236,7 +236,7 @@ async def test_a_key_that_is_no_longer_good_ends_its_stream(stage: Stage) -> Non
     stage.script.feed(delta("a"))
     running = asyncio.create_task(stage.run())
     await stage.sink.news.wait()
-    stage.drain.expire({"alice"})
+    stage.drain.expire({"alice": 0})
     assert isinstance(await running, AccessEnded)
     assert b'"code":"access_ended"' in stage.sink.writes[-1]
     assert b"[DONE]" not in stage.sink.writes[-1]
@@ -246,7 +246,7 @@ async def test_a_key_that_is_no_longer_good_ends_its_stream(stage: Stage) -> Non
 async def test_a_key_that_is_no_longer_good_before_the_stream_started_is_raised(stage: Stage) -> None:
     running = asyncio.create_task(stage.run())
     await stage.script.asked.wait()
-    stage.drain.expire({"alice"})
+    stage.drain.expire({"alice": 0})
     with pytest.raises(AccessEnded):
         await running
     assert not stage.sink.started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,17 @@ class TestDefaults:
     def test_the_examples_in_the_shipped_file_are_valid(self, tmp_path: Path) -> None:
         """They become part of the file; what they replace leaves it."""
         text = re.sub(r"(?m)^( *)#(?=\S|  )", r"\1", SHIPPED.read_text("utf-8"))
-        text = text.replace("  keys: []\n", "").replace("  mode: off ", "  mode: keys ").replace("tools: {}\n", "")
-        text = re.sub(r"(?m)^  temporal: embedded.*\n", "", text)
+        text = text.replace("  mode: off ", "  mode: keys ").replace("tools: {}\n", "")
+        text = re.sub(r"(?m)^  (keys: \[\]|jwt:  |temporal: embedded).*\n", "", text)
         settings = load(write(tmp_path, text), environ={})
         assert list(settings.upstreams) == ["demo", "ollama", "vllm", "openai"]
         assert list(settings.models) == ["headgate-demo", "local/*", "support", "*"]
         assert list(settings.tools) == ["weather", "files", "search"]
         assert isinstance(settings.backends.temporal, TemporalAddress)
         assert settings.auth.keys[0].name == "alice"
+        assert settings.auth.keys[0].expires == datetime(2027, 1, 1, tzinfo=UTC)
+        assert settings.auth.jwt is not None
+        assert settings.auth.jwt.algorithms == ("RS256", "ES256")
 
     def test_an_empty_file_and_an_empty_section_mean_the_defaults(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, ""), environ={}) == load(write(tmp_path, "log:\nserver:\n"), environ={}) == load(environ={})
@@ -175,9 +179,36 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "upstreams.a: needs 'kind'",
         "upstreams.b: 'kind' should be one of 'scripted', 'openai'",
     ]),
-    ("auth: {mode: keys}", ["auth.keys: mode is 'keys', so at least one is needed"]),
     ("auth: {keys: [{key: a, name: a}]}", [
-        "auth.mode: is 'off' although auth.keys has some; set it to keys, or take the keys out",
+        "auth.mode: is 'off' although auth.keys has some; set it to keys, or take that out",
+    ]),
+    ("auth: {jwt: {issuer: i, audience: a, jwks_url: 'https://i/jwks'}}", [
+        "auth.mode: is 'off' although auth.jwt is set; set it to keys, or take that out",
+    ]),
+    ("auth: {mode: keys, keys: [{key: a, name: key_000102030405060708090a0b, scopes: [root], expires: 2027-01-01T00:00:00}]}", [
+        "auth.keys.0.name: is how the ids of stored keys look; choose another name",
+        "auth.keys.0.scopes.0: should be 'runs:read', 'runs:write', 'runs:execute-inline', 'approvals:decide' or 'admin'",
+        "auth.keys.0.expires: should have timezone info",
+    ]),
+    ("auth: {mode: keys, jwt: {issuer: i, audience: a}}", ["auth.jwt: needs either jwks_url or secret"]),
+    ("auth: {mode: keys, jwt: {issuer: i, audience: a, jwks_url: 'https://i/', secret: x}}", [
+        "auth.jwt: needs either jwks_url or secret",
+    ]),
+    ("auth: {mode: keys, jwt: {issuer: i, audience: a, jwks_url: 'http://i/'}}", [
+        "auth.jwt: jwks_url should be https://…: whoever can change what is read there can be anybody here",
+    ]),
+    ("auth: {mode: keys, jwt: {issuer: i, audience: a, jwks_url: 'https://i/', algorithms: [RS256, HS256]}}", [
+        "auth.jwt: HS256 proves nothing where keys are public: it is for a secret",
+    ]),
+    (f"auth: {{mode: keys, jwt: {{issuer: i, audience: a, secret: {'x' * 32}, algorithms: [HS256, RS256]}}}}", [
+        "auth.jwt: with a secret, algorithms are HS256, HS384 or HS512",
+    ]),
+    (f"auth: {{mode: keys, jwt: {{issuer: i, audience: a, secret: {'x' * 32}, algorithms: [HS256, HS384]}}}}", [
+        "auth.jwt: secret should have 48 characters or more",
+    ]),
+    ("auth: {mode: keys, jwt: {issuer: i, audience: a, jwks_url: 'https://i/', algorithms: [none]}}", [
+        "auth.jwt.algorithms.0: should be 'HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', "
+        "'ES256', 'ES384', 'ES512' or 'EdDSA'",
     ]),
     ("auth: {mode: keys, keys: [{key: '', name: a}]}", [
         "auth.keys.0.key: should be printable ASCII without spaces, and not empty: it travels in a header",
@@ -188,7 +219,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ]),
     ("server: {host: 0.0.0.0}", [
         "auth.mode: 'off' is refused while server.host is 0.0.0.0, which other machines can reach; "
-        "set auth.mode to keys and list auth.keys, or set server.host to 127.0.0.1",
+        "set auth.mode to keys, or set server.host to 127.0.0.1",
     ]),
     ("- a", ["should consist of sections such as `server:`"]),
 ]  # fmt: skip
@@ -228,7 +259,7 @@ class TestMistakes:
         assert load(environ={}).grpc.host is None
         assert mistakes(None, {"HEADGATE_GRPC__HOST": "0.0.0.0"}) == [
             "configuration: auth.mode: 'off' is refused while grpc.host is 0.0.0.0, which other machines can reach; "
-            "set auth.mode to keys and list auth.keys, or set grpc.host to 127.0.0.1",
+            "set auth.mode to keys, or set grpc.host to 127.0.0.1",
         ]
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

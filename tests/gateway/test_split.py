@@ -137,7 +137,7 @@ class TestWhatCrosses:
             ticket = (await response.json())["ticket"]
         callers = [(bearer(), ""), ({"X-API-Key": KEY}, ""), ({}, f"&ticket={ticket}"), ({}, f"&%74icket={ticket}")]
         for credentials, query in callers:
-            headers = {**credentials, "Cookie": "session=secret", "X-Forwarded-For": "10.0.0.1"}
+            headers = {**credentials, "Cookie": "session=canary", "X-Forwarded-For": "10.0.0.1"}
             query = f"?workflow_id={run.id}{query}&types="
             async with both.http.get(both.url + SSE + query, headers=headers) as response:
                 assert response.status == 200
@@ -147,7 +147,7 @@ class TestWhatCrosses:
         targets = [target for target, _ in both.seen.requests if target.startswith("/stream/")]
         assert targets == [f"/stream/{name}?workflow_id={run.id}&types=" for _ in callers for name in ("sse", "ws")]
         for target, crossed in both.seen.requests:
-            assert not [secret for secret in (KEY, ticket, "secret", "10.0.0.1") if secret in f"{target}{crossed}"], crossed
+            assert not [secret for secret in (KEY, ticket, "canary", "10.0.0.1") if secret in f"{target}{crossed}"], crossed
             assert HEADER.lower() in crossed
 
     async def test_a_ticket_for_one_run_stays_one(self, both: Split, engine: Engine, run: Run) -> None:

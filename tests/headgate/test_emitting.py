@@ -17,7 +17,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 import headgate
-from gateway.app import key_ring, new_session_id
+from gateway.app import new_session_id
+from gateway.keyring import key_ring
 from gateway.observe.metrics import GatewayMetrics
 from gateway.rpc import grpc_door
 from gateway.settings import Settings
@@ -126,7 +127,8 @@ async def served(backends: Addresses, queue: str, **workflow_settings: Any) -> A
         an_engine(
             models=models, temporal=TemporalAddress(backends.temporal), task_queue=f"{queue}-own", temporal_wait_s=10.0
         ) as engine,
-        grpc_door(settings, engine, key_ring(settings.auth), drain, metrics, new_session_id) as listening,
+        key_ring(settings, engine, drain) as keys,
+        grpc_door(settings, engine, keys, drain, metrics, new_session_id) as listening,
     ):
         assert listening is not None
         yield engine, f"127.0.0.1:{listening.port}"

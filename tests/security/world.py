@@ -16,7 +16,8 @@ import aiohttp
 from aiohttp import web
 from grpc import aio
 
-from gateway.app import key_ring, new_session_id
+from gateway.app import new_session_id
+from gateway.keyring import key_ring
 from gateway.observe.metrics import GatewayMetrics
 from gateway.rpc import grpc_door
 from gateway.settings import Settings
@@ -139,7 +140,10 @@ def _asked_at(url: str, session: aiohttp.ClientSession, options: dict[str, Any])
 @asynccontextmanager
 async def _grpc(config: Settings, engine: Engine) -> AsyncIterator[aio.Channel]:
     drain, metrics = Drain(spread=lambda _: 0.0), GatewayMetrics()
-    async with grpc_door(config, engine, key_ring(config.auth), drain, metrics, new_session_id) as listening:
+    async with (
+        key_ring(config, engine, drain) as keys,
+        grpc_door(config, engine, keys, drain, metrics, new_session_id) as listening,
+    ):
         assert listening is not None
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         async with aio.insecure_channel(f"127.0.0.1:{listening.port}", options=options) as channel:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from grpc import aio
 
-from gateway.app import key_ring, new_session_id
+from gateway.app import new_session_id
+from gateway.keyring import key_ring
 from gateway.observe.metrics import GatewayMetrics
 from gateway.rpc import grpc_door
 from gateway.settings import Settings
@@ -167,9 +168,8 @@ async def open_door(upstream: ScriptedUpstream) -> AsyncIterator[Open]:
             engine = wrap(await stack.enter_async_context(an_engine(store=store, upstream=upstream, models=asked["models"])))
             config = Settings.model_validate(asked)
             drain, metrics = Drain(spread=lambda _: 0.0), GatewayMetrics()
-            listening = await stack.enter_async_context(
-                grpc_door(config, engine, key_ring(config.auth), drain, metrics, new_session_id)
-            )
+            keys = await stack.enter_async_context(key_ring(config, engine, drain))
+            listening = await stack.enter_async_context(grpc_door(config, engine, keys, drain, metrics, new_session_id))
             assert listening is not None
             channel = aio.insecure_channel(
                 f"127.0.0.1:{listening.port}", options=[("grpc.use_local_subchannel_pool", 1), *options]

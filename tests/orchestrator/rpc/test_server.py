@@ -11,7 +11,8 @@ from grpc import StatusCode, aio, ssl_channel_credentials
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gateway.app import key_ring, new_session_id
+from gateway.app import new_session_id
+from gateway.keyring import key_ring
 from gateway.observe.metrics import GatewayMetrics
 from gateway.rpc import PORT, grpc_door
 from gateway.settings import Settings
@@ -81,7 +82,10 @@ async def test_reflection_lists_the_services_and_their_messages(door: Door) -> N
 async def _port(door: Door, **settings: object) -> int | None:
     config = Settings.model_validate({**SETTINGS, "grpc": settings})
     drain, metrics = Drain(spread=lambda _: 0.0), GatewayMetrics()
-    async with grpc_door(config, door.engine, key_ring(config.auth), drain, metrics, new_session_id) as listening:
+    async with (
+        key_ring(config, door.engine, drain) as keys,
+        grpc_door(config, door.engine, keys, drain, metrics, new_session_id) as listening,
+    ):
         return None if listening is None else listening.port
 
 

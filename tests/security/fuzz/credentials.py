@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 
+import jwt
 from multidict import CIMultiDict
 
 from gateway.access.forwarding import HOST
 from gateway.access.idempotency import idempotency
-from gateway.access.keys import Keys
+from gateway.access.keys import ConfiguredKeys, Keys
 from gateway.access.origins import OriginNotAllowed, Origins
+from gateway.access.stored import StoredKeys
 from gateway.access.tickets import Tickets
+from gateway.access.tokens import Claims, SharedSecret, Tokens
 from gateway.errors import Unauthorized
 from orchestrator import trace
 from orchestrator.errors import InvalidRequest
@@ -22,10 +25,28 @@ from tests.security.fuzz.target import Target
 
 KEY = "sk-hg-0123456789abcdef"
 ALICE = Principal("acme", "alice")
-_KEYS = Keys([(KEY, ALICE)])
-_TICKETS = Tickets(lambda: b"secret", lambda: 1000.0)
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+class _NoStoredKeys(StoredKeys):
+    """A database without any, and without a loop to ask it in."""
+
+    def __init__(self) -> None: ...
+
+    async def principal(self, text: str, digest: bytes) -> Principal:
+        raise Unauthorized
+
+
+async def _ticket_secret() -> bytes:
+    return b"secret"
+
+
+_TOKENS = Tokens(Claims("https://issuer/", "headgate", ("HS256",), "tenant", None, 0.0), SharedSecret(SECRET))
+_TOKEN = jwt.encode({"iss": "https://issuer/", "aud": "headgate", "sub": "a", "tenant": "acme", "exp": 1 << 40}, SECRET, "HS256")
+_KEYS = Keys(ConfiguredKeys([(KEY, ALICE)]), _NoStoredKeys(), None, lambda: 1000.0)
+_TICKETS = Tickets(_ticket_secret, lambda: 1000.0)
 _SIGNER = Signer("secret", lambda: 1000.0)
-_TICKET, _ = _TICKETS.issue(ALICE, "task-1")
+_TICKET, _ = ran(_TICKETS.issue(ALICE, "task-1"))
 _SIGNED = _SIGNER.sign("GET", "/", ALICE, "req-1")
 _ORIGINS = Origins(["https://app.example.com"], trust_host=False)
 
@@ -53,17 +74,33 @@ def ticket(data: bytes) -> Hashable:
     """A ticket is the very one that was issued, or refused like every other; signed nonsense is refused too."""
     text = data.decode("utf-8", "surrogateescape")
     try:
-        assert _TICKETS.honour(text).run_id == "task-1"
+        assert ran(_TICKETS.honour(text)).run_id == "task-1"
     except Unauthorized:
         said, _, _ = text.partition(".")
         if not said.isascii():
             return False
         try:
-            _TICKETS.honour(f"{said}.{_TICKETS._signature(said)}")
+            ran(_TICKETS.honour(f"{said}.{ran(_TICKETS._signature(said))}"))
         except Unauthorized:
             return "signed and refused"
         return "signed"
     assert text == _TICKET
+    return True
+
+
+def bearer_token(data: bytes) -> Hashable:
+    """A token of the issuer's is the very one that was signed, or refused like every other; signed nonsense is refused too."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        assert ran(_TOKENS.principal(text)).key_id == "jwt:a"
+    except Unauthorized:
+        _, _, said = text.partition(".")
+        try:
+            ran(_TOKENS.principal(jwt.api_jws.encode(said.encode("utf-8", "surrogateescape"), SECRET, "HS256")))
+        except Unauthorized:
+            return "signed and refused"
+        return "signed"
+    assert text.replace("=", "") == _TOKEN
     return True
 
 
@@ -116,6 +153,11 @@ TARGETS = {
         [b"Authorization: ", b"X-API-Key: ", b"Bearer ", b"bearer  ", KEY.encode(), b"\n"],
     ),
     "ticket": Target(ticket, [_TICKET.encode(), b"a.b", b"e30." + b"A" * 43], [b"e30", b"bnVsbA", b"_", b"W10"]),
+    "bearer token": Target(
+        bearer_token,
+        [_TOKEN.encode(), b'e30.{"exp": 1e400}', b'e30.{"iss": "https://issuer/", "aud": "headgate", "sub": "a", "exp": 9e9}'],
+        [b".", b"=", b"e30", b'"tenant"', b'"acme"', b"[", b"{}", b"1e999", b"-1", b"null"],
+    ),
     "internal signature": Target(
         internal_signature, [_SIGNED.encode(), b"e30." + b"0" * 64, b"a." + b"0" * 64], [b"e30", b"bnVsbA", b"W10"]
     ),
