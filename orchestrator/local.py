@@ -46,6 +46,7 @@ from orchestrator.runs import ALL_RUNS, EVERYDAY, Principal, Run, RunFilter, Run
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import BEGINNING, Log, LogUnavailable, Position
+from orchestrator.tools.collisions import check_request
 from orchestrator.upstreams.upstream import ModelCard, Upstream, UpstreamError
 from orchestrator.workflows.worker import Temporal
 
@@ -123,6 +124,8 @@ class LocalEngine:
     async def _begin(self, run_id: str, principal: Principal, submission: Submission, resolved: Resolved) -> Run:
         """Open and start the run with this id. Raises LogExists."""
         entry = resolved.entry
+        if entry.plan is not None:
+            check_request(entry.plan.tools(), submission.body)
         now_ms = int(self._clock.time() * 1000)
         run = Run(
             id=run_id,

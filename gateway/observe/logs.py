@@ -54,6 +54,8 @@ def configure(level: str = "info", format: Format = "json", stream: TextIO | Non
         )
     )
     logging.basicConfig(level=number, handlers=[handler], force=True)
+    # It logs what it cannot read, which may be what a tool answered.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
     # What the SDK tells at this level, it tells of every worker's start and end.
     logging.getLogger("temporalio").setLevel(number if number < logging.INFO else max(number, logging.WARNING))
 

@@ -76,6 +76,10 @@ class Plan(StepModel):
         """The plan as plain data without what only its agents need: prompts and parameters stay beside the log."""
         return self.model_dump(mode="json", exclude={"agent": {"system", "parameters"}})
 
+    def tools(self) -> frozenset[str]:
+        """Every tool, and every server of tools, that the plan's agents list."""
+        return frozenset(self.agent.tools)
+
     def upstreams(self) -> frozenset[str]:
         """Every upstream that the plan names."""
         return frozenset(self.agent.upstream)

@@ -1,4 +1,5 @@
-"""A small MCP server for tests: well-behaved tools, and some that are not. `python server.py`, or with a port for HTTP."""
+"""A small MCP server for tests: tools that behave, and tools that do not. `python server.py` speaks on its standard input and
+output; with a port, over HTTP."""
 
 from __future__ import annotations
 
@@ -7,67 +8,83 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import mcp_types as types
-from mcp.server.mcpserver import MCPServer
-from mcp_types import CallToolResult, TextContent
-from pydantic import Field
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
 
-server = MCPServer("tests")
-
-
-@server.tool()
-def add(a: int, b: Annotated[int, Field(description="The other one.")]) -> int:
-    """The sum of two numbers."""
-    return a + b
+NUMBER = {"type": "integer"}
 
 
-@server.tool(name="read.file")
-def read_file(path: str) -> str:
-    """What a file says."""
-    return f"the contents of {path}"
+def listed(name: str, properties: dict[str, Any] | None = None, **more: Any) -> types.Tool:
+    schema = {"type": "object", "properties": properties or {}, "required": list(properties or {})}
+    return types.Tool(**{"name": name, "description": f"The tool {name}.", "input_schema": schema, **more})
 
 
-@server.tool()
-def environment(name: str) -> str:
-    return os.environ.get(name, "not set")
+TOOLS = [
+    listed("add", {"a": NUMBER, "b": NUMBER}),
+    listed("read.file", {"path": {"type": "string"}}),
+    listed("environment", {"name": {"type": "string"}}),
+    listed("headers"),
+    listed("picture"),
+    listed("huge"),
+    listed("fails"),
+    listed("hangs", {"marker": {"type": "string"}}),
+    listed("dies", annotations=types.ToolAnnotations(idempotent_hint=False)),
+    listed("lies", output_schema={"type": "object", "properties": {"apples": NUMBER}, "required": ["apples"]}),
+    listed("nonsense", input_schema={"type": "object", "properties": {"a": {"type": "objekt"}}}),
+]
 
 
-@server.tool()
-def huge() -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text="x" * 10_000_000)])
+async def list_tools(_: Any, __: Any) -> types.ListToolsResult:
+    return types.ListToolsResult(tools=TOOLS)
 
 
-@server.tool()
-def fails() -> str:
-    raise ValueError("there is no such thing")
+def text(value: str, **more: Any) -> types.CallToolResult:
+    return types.CallToolResult(content=[types.TextContent(type="text", text=value)], **more)
 
 
-@server.tool()
-async def hangs(marker: str) -> str:
-    """Leaves a file when its request is cancelled."""
+async def call_tool(context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+    arguments = params.arguments or {}
+    match params.name:
+        case "add":
+            return text(str(arguments["a"] + arguments["b"]))
+        case "read.file":
+            return text(f"the contents of {arguments['path']}")
+        case "environment":
+            return text(os.environ.get(arguments["name"], "not set"))
+        case "headers":
+            return text(context.request.headers.get("x-token", "none") if context.request is not None else "none")
+        case "picture":
+            picture = types.ImageContent(type="image", data="aGVsbG8h", mime_type="image/png")
+            return types.CallToolResult(content=[types.TextContent(type="text", text="See:"), picture])
+        case "huge":
+            return text("x" * 10_000_000)
+        case "fails":
+            return text("there is no such thing", is_error=True)
+        case "lies":
+            return text("many apples", structured_content={"apples": "many"})
+        case "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
     try:
         await asyncio.Event().wait()
     finally:
-        Path(marker).write_text("cancelled", encoding="utf-8")  # noqa: ASYNC240 - a few bytes, in a process of its own
-    return ""
+        Path(arguments["marker"]).write_text("cancelled", encoding="utf-8")  # noqa: ASYNC240 - a process of its own
+    return text("")
 
 
-@server.tool(annotations=types.ToolAnnotations(idempotent_hint=False))
-def dies() -> str:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return ""
+async def main() -> None:
+    server: Server[Any] = Server("tests", on_list_tools=list_tools, on_call_tool=call_tool)
+    if len(sys.argv) > 1:
+        import uvicorn
 
-
-@server.tool()
-def lies() -> dict[str, Any]:
-    """Its output schema promises a number of apples."""
-    return {"apples": "many"}
+        config = uvicorn.Config(server.streamable_http_app(), port=int(sys.argv[1]), log_level="critical")
+        await uvicorn.Server(config).serve()
+    else:
+        async with stdio_server() as (read, write):
+            await server.run(read, write, server.create_initialization_options())
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
-    else:
-        server.run("stdio")
+    asyncio.run(main())
