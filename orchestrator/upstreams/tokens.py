@@ -31,6 +31,8 @@ MAX_CHARS = 4_000_000
 """Beyond this the rest is taken to be like what was counted."""
 
 
+_AS_JSON = ("tools", "functions", "response_format")
+
 IMAGE_TOKENS = 765
 """An image of 1024 by 1024 at high detail, for want of its size."""
 
@@ -101,7 +103,10 @@ class Tokenizer:
 
     async def count_messages(self, model: str, body: Mapping[str, Any]) -> int:
         """The prompt tokens of an OpenAI-shaped request: messages with their framing, and tools as JSON."""
-        return await asyncio.to_thread(self._count_messages, encoding_name(model), body)
+        name = encoding_name(model)
+        if name in self._encodings and _short(body):
+            return self._count_messages(name, body)
+        return await asyncio.to_thread(self._count_messages, name, body)
 
     async def usage(self, model: str, body: Mapping[str, Any], answer: str) -> Usage:
         """What a call used, estimated because its upstream did not say."""
@@ -116,7 +121,7 @@ class Tokenizer:
             if isinstance(message, dict):
                 total += 3 + ("name" in message) + IMAGE_TOKENS * _images(message)
                 total += sum(self._count(name, text) for text in _texts(message))
-        for key in ("tools", "functions", "response_format"):
+        for key in _AS_JSON:
             if body.get(key):
                 total += self._count(name, msgspec.json.encode(body[key]).decode())
         return total
@@ -149,6 +154,21 @@ def slices(text: str) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _short(body: Mapping[str, Any]) -> bool:
+    """Whether the messages are all there is to count, and few characters. Looks at no more of them than that takes."""
+    if any(body.get(key) for key in _AS_JSON):
+        return False
+    left = INLINE_CHARS
+    for message in body.get("messages") or ():
+        if isinstance(message, dict):
+            if message.get("tool_calls"):
+                return False
+            left -= sum(map(len, _texts(message)))
+            if left < 0:
+                return False
+    return True
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:
