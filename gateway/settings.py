@@ -37,6 +37,9 @@ from gateway.settings_layers import Override, from_environment, interpolate, ove
 from gateway.settings_section import Section, is_loopback
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.errors import ModelNotFound
+from orchestrator.plans.children import ChildLoop
+from orchestrator.plans.plan import Plan
+from orchestrator.plans.steps import Child
 from orchestrator.tools import config as tool_config
 from orchestrator.tools.config import ToolConfig, ToolName
 from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
@@ -328,7 +331,7 @@ def _role_problems(settings: Settings) -> Iterator[Problem]:
 
 
 def _model_problems(settings: Settings) -> Iterator[Problem]:
-    upstreams = settings.upstreams
+    upstreams, catalog = settings.upstreams, Catalog(settings.models)
     for name, entry in settings.models.items():
         if "*" in name and name != "*" and not (name.endswith("/*") and name.count("*") == 1):
             yield ("models", name), "is neither an exact name, nor prefix/*, nor *"
@@ -340,25 +343,42 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
             )
         if entry.plan is None:
             continue
-        agent, path = entry.plan.agent, ("models", name, "plan", "agent")
+        for path, text in plan_problems(entry.plan, upstreams):
+            yield ("models", name, "plan", *path), text
+        for node in entry.plan.root.walk():
+            if isinstance(node.spec, Child) and node.spec.model is not None:
+                path = ("models", name, "plan", *node.path, "model")
+                if not _served(catalog, node.spec.model):
+                    yield path, f"there is no model '{node.spec.model}'{did_you_mean(node.spec.model, settings.models)}"
+        try:
+            catalog.whole(entry.plan, name)
+        except ChildLoop as loop:
+            yield ("models", name, "plan"), f"is a step of itself: {loop}"
+        except ModelNotFound:
+            continue  # told above
+
+
+def plan_problems(plan: Plan, upstreams: Mapping[str, UpstreamConfig]) -> Iterator[Problem]:
+    """What is wrong with a plan where there are these upstreams, each with its path in the plan."""
+    yield from plan.mistakes()
+    for node, agent in plan.agents():
         for upstream in agent.upstream:
             if upstream not in upstreams:
-                yield (*path, "upstream"), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
+                yield (*node.path, "upstream"), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
         known = [upstream for upstream in agent.upstream if upstream in upstreams]
         if agent.on_cut == "continue" and known and not any(_continues(upstreams[upstream]) for upstream in known):
             where = " or ".join(f"upstreams.{upstream}" for upstream in known)
-            yield (*path, "on_cut"), f"'continue' needs `continues: true` at {where}; or choose 'regenerate'"
+            yield (*node.path, "on_cut"), f"'continue' needs `continues: true` at {where}; or choose 'regenerate'"
 
 
 def _tool_problems(settings: Settings) -> Iterator[Problem]:
     tools = settings.tools
     for name, entry in settings.models.items():
-        for number, tool in enumerate(entry.plan.agent.tools if entry.plan is not None else ()):
-            if not tool_config.known(tool, tools):
-                yield (
-                    ("models", name, "plan", "agent", "tools", str(number)),
-                    f"there is no tool '{tool}' in `tools`{did_you_mean(tool, tools)}",
-                )
+        for node, agent in entry.plan.agents() if entry.plan is not None else ():
+            for number, tool in enumerate(agent.tools):
+                if not tool_config.known(tool, tools):
+                    path = ("models", name, "plan", *node.path, "tools", str(number))
+                    yield path, f"there is no tool '{tool}' in `tools`{did_you_mean(tool, tools)}"
 
 
 def _task_problems(settings: Settings) -> Iterator[Problem]:

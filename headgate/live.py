@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TextIO
 
 from gateway.wire.answer import Answer, Completed, Said, Unsaid
@@ -33,8 +33,8 @@ class LivePrinter:
         self._out = out
         self._note = note
         self._after = after
-        self._agent = ""
-        self._answer = Answer("")
+        self._agents: tuple[str, ...] = ()
+        self._answer = Answer(())
         self._text: list[str] = []
         self._calls: dict[int, dict[str, str]] = {}
         self._reasoning = False
@@ -42,15 +42,15 @@ class LivePrinter:
 
     def show(self, event: Event) -> None:
         if event.type == EventType.WORKFLOW_STARTED:
-            self._agent = str((event.payload or {}).get("answers", ""))
-            self._answer = Answer(self._agent)
+            self._agents = tuple((event.payload or {}).get("answers", ()))
+            self._answer = Answer(self._agents)
         if event.type in ENDINGS:
             self.ending = event
         shown = event.seq > self._after
         if event.type != EventType.STREAM_END:
             for piece in self._answer.fold(_entry(event)):
                 self._piece(piece, shown)
-        if shown and (told := words(event, self._agent)) is not None:
+        if shown and (told := words(event, self._agents)) is not None:
             self.tell(told)
 
     def tell(self, text: str) -> None:
@@ -128,14 +128,14 @@ class LivePrinter:
         self._at_line_start = text.endswith("\n")
 
 
-def words(event: Event, answering: str) -> str | None:
+def words(event: Event, answering: Collection[str]) -> str | None:
     """What a person is told of an event beside the answer; None for what needs no words."""
     payload = event.payload or {}
     who = event.agent_id or "the task"
     match event.type:
         case type if type in _TOLD_ELSEWHERE:
             return None
-        case EventType.AGENT_STARTED | EventType.AGENT_COMPLETED if event.agent_id == answering and not event.message:
+        case EventType.AGENT_STARTED | EventType.AGENT_COMPLETED if event.agent_id in answering and not event.message:
             return None
         case EventType.AGENT_RETRYING:
             return f"{who} tries again: {payload.get('error') or event.message}"

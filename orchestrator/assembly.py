@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.agents.desk import Desk
+from orchestrator.approvals import Approvals
 from orchestrator.cache.cache import Cache
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.clock import Clock, SystemClock
@@ -22,6 +23,7 @@ from orchestrator.embedded import embedded
 from orchestrator.ender import Ender
 from orchestrator.engine import Engine
 from orchestrator.foreign import ForeignRuns
+from orchestrator.gate import Gates
 from orchestrator.herald import Herald
 from orchestrator.inline import InlineRuns
 from orchestrator.janitor import Janitor
@@ -31,6 +33,7 @@ from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics
 from orchestrator.publishing import Publishing
 from orchestrator.spending.spending import Spending
+from orchestrator.stage import Stage
 from orchestrator.store.postgres import Postgres
 from orchestrator.store.store import Store
 from orchestrator.streamlog.archive import Archive
@@ -132,7 +135,10 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
         spending = Spending(log, Unlimited(), parts.tokens)
-        ender, herald = Ender(log, metrics, clock, spending), Herald(log, clock)
+        ender, herald, gates = Ender(log, metrics, clock, spending), Herald(log, clock), Gates()
+        records = Records(log, store, clock)
+        approvals = Approvals(log, records, herald, clock)
+        stage = Stage(log, ender, herald, approvals, clock)
         tools = Tools(config.tools, secrets=secrets_of(config.upstreams))
         await stack.enter_async_context(tools.running())
         desk = Desk(
@@ -149,7 +155,14 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         await stack.enter_async_context(desk.ticking())
         temporal = Temporal(
             parts.temporal,
-            Activities(log, desk, ender, herald, ForeignRuns(log, ender, parts.tokens, clock)),
+            Activities(
+                log=log,
+                desk=desk,
+                stage=stage,
+                gates=gates,
+                ender=ender,
+                foreign=ForeignRuns(log, ender, parts.tokens, clock),
+            ),
             task_queue=config.task_queue,
             heartbeat_s=config.heartbeat_s,
             max_agents=config.max_agents,
@@ -158,10 +171,9 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         await stack.enter_async_context(temporal.working(parts.temporal_wait_s))
         janitor = Janitor(log, ender, temporal, clock, owner=parts.owner, round_s=config.janitor_s)
         await stack.enter_async_context(janitor.working())
-        inline = InlineRuns(log, desk, ender, herald, lease_ms=lease_ms)
+        inline = InlineRuns(stage, desk, ender, gates, lease_ms=lease_ms)
         stack.push_async_callback(inline.close)
-        records = Records(log, store, clock)
-        control = Control(log=log, records=records, herald=herald, desk=desk, inline=inline, temporal=temporal)
+        control = Control(log=log, records=records, herald=herald, approvals=approvals, desk=desk, gates=gates, temporal=temporal)
         stack.push_async_callback(control.close)
         local = LocalEngine(
             log=log,
@@ -169,7 +181,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             store=store,
             records=records,
             control=control,
-            publishing=Publishing(log, control, clock),
+            publishing=Publishing(log, approvals, clock),
             catalog=Catalog(config.models),
             upstreams=parts.upstreams,
             inline=inline,

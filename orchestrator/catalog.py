@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from orchestrator.cache.config import CacheConfig
 from orchestrator.errors import ModelNotFound
+from orchestrator.plans.children import ChildLoop, named_upstream, with_children
 from orchestrator.plans.plan import Plan
+from orchestrator.plans.steps import Child
 from orchestrator.spending.config import ModelPrice, RunBudget
 
 
@@ -66,12 +68,16 @@ class ModelEntry(BaseModel):
             raise ValueError("a workflow runs in Temporal, so its durability cannot be none")
         if self.workflow is not None and self.cache is not None:
             raise ValueError("only a plan's answers can be cached: what a workflow of your own does, nobody here knows")
+        if self.plan is not None and self.durability == "none" and self.plan.needs_temporal:
+            raise ValueError("a plan with a workflow as a step runs in Temporal, so its durability cannot be none")
         return self
 
     @property
-    def answers(self) -> str:
-        """The agent whose text is the answer."""
-        return self.plan.answers if self.plan is not None else self.workflow.answers if self.workflow is not None else ""
+    def answers(self) -> tuple[str, ...]:
+        """The agents whose text is the answer; one of them speaks."""
+        if self.plan is not None:
+            return self.plan.answers
+        return () if self.workflow is None else (self.workflow.answers,)
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -83,7 +89,13 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class Catalog:
+    """Plans have those of the models that are their steps filled in, where there are such models (the settings see to that)."""
+
     def __init__(self, entries: Mapping[str, ModelEntry]) -> None:
+        self._set(entries)
+        self._set({name: self._whole(name, entry) for name, entry in entries.items()})
+
+    def _set(self, entries: Mapping[str, ModelEntry]) -> None:
         self._exact = {name: entry for name, entry in entries.items() if not name.endswith("*")}
         self._prefixes = sorted(
             ((name[:-1], entry) for name, entry in entries.items() if name.endswith("*")),
@@ -98,6 +110,27 @@ class Catalog:
             if name.startswith(prefix) and len(name) > len(prefix):
                 return Resolved(name, name[len(prefix) :], entry)
         raise ModelNotFound(f"The model '{name[:200]}' does not exist. GET /v1/models lists those that do.", param="model")
+
+    def _whole(self, name: str, entry: ModelEntry) -> ModelEntry:
+        if entry.plan is None:
+            return entry
+        try:
+            whole = self.whole(entry.plan, name)
+        except (ModelNotFound, ChildLoop):
+            return entry
+        return entry if whole is entry.plan else entry.model_copy(update={"plan": whole})
+
+    def whole(self, plan: Plan, name: str) -> Plan:
+        """The plan of the model `name` with its children's. Raises ModelNotFound, ChildLoop."""
+        return with_children(plan, self._as_step, (name,))
+
+    def _as_step(self, name: str) -> Plan | Child:
+        resolved = self.resolve(name)
+        if resolved.entry.plan is not None:
+            return named_upstream(resolved.entry.plan, resolved.upstream_model)
+        workflow = resolved.entry.workflow
+        assert workflow is not None
+        return Child(type=workflow.type, task_queue=workflow.task_queue, timeout_s=workflow.timeout_s)
 
     def named(self) -> Iterator[tuple[str, ModelEntry]]:
         """Entries with an exact name, in the order of the configuration."""

@@ -16,11 +16,12 @@ import msgspec
 from orchestrator.agents.desk import Desk
 from orchestrator.agents.history import ended
 from orchestrator.agents.job import Stop
+from orchestrator.approvals import Approvals
 from orchestrator.engine import Approval, ControlState, Decision
-from orchestrator.errors import HeadgateError, RunConflict, Unavailable
+from orchestrator.errors import RunConflict, Unavailable
 from orchestrator.events import Event, EventType
+from orchestrator.gate import Gates
 from orchestrator.herald import Herald
-from orchestrator.inline import InlineRuns
 from orchestrator.listing import Records
 from orchestrator.runs import Principal, Run, RunState
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing
@@ -31,29 +32,33 @@ _log = logging.getLogger(__name__)
 _RETRY_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-class ApprovalNotFound(HeadgateError):
-    """No run waits for such a decision."""
-
-    status = 404
-    type = "invalid_request_error"
-    code = "approval_not_found"
-
-
 class _Order(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one process tells the others to do with a run."""
 
-    op: Literal["cancel", "pause", "resume"]
+    op: Literal["cancel", "pause", "resume", "decide"]
     reason: str | None = None
     by: str | None = None
+    decision: dict[str, Any] | None = None
 
 
 class Control:
-    def __init__(self, *, log: Log, records: Records, herald: Herald, desk: Desk, inline: InlineRuns, temporal: Temporal) -> None:
+    def __init__(
+        self,
+        *,
+        log: Log,
+        records: Records,
+        herald: Herald,
+        approvals: Approvals,
+        desk: Desk,
+        gates: Gates,
+        temporal: Temporal,
+    ) -> None:
         self._log = log
+        self._approvals = approvals
         self._records = records
         self._herald = herald
         self._desk = desk
-        self._inline = inline
+        self._gates = gates
         self._temporal = temporal
         self._tasks: set[asyncio.Task[None]] = set()
         log.on_control(self._ordered)
@@ -105,54 +110,20 @@ class Control:
 
     # -- decisions -------------------------------------------------------------------------------------------------------
 
-    async def requested(self, run: Run, payload: dict[str, Any], at: str) -> None:
-        """A run waits for a decision from now on."""
-        approval = Approval(
-            run_id=run.id,
-            approval_id=str(payload["approval_id"]),
-            requested_at=at,
-            query=run.query,
-            session_id=run.session_id,
-            proposed_action=_text(payload.get("proposed_action")),
-            reason=_text(payload.get("reason")),
-            expires_at=_text(payload.get("expires_at")),
-            metadata=payload.get("metadata") if isinstance(payload.get("metadata"), dict) else None,
-        )
-        await self._log.approve(run.tenant, run.id, approval.approval_id, msgspec.json.encode(approval))
-
     async def approvals(self, principal: Principal, session_id: str | None) -> Sequence[Approval]:
-        """Those of runs that have ended meanwhile are forgotten on the way."""
-        waiting = []
-        for encoded in await self._log.approvals(principal.tenant):
-            approval = msgspec.json.decode(encoded, type=Approval)
-            run = await self._log.run(approval.run_id)
-            if run is None or run.state.ended:
-                await self._log.approve(principal.tenant, approval.run_id, approval.approval_id, None)
-            elif session_id in (None, approval.session_id):
-                waiting.append(approval)
-        return sorted(waiting, key=lambda approval: approval.requested_at)
+        return await self._approvals.waiting(principal.tenant, session_id)
 
     async def decide(self, principal: Principal, run_id: str, decision: Decision) -> None:
         run = await self._records.run(principal, run_id)
-        if not any(
-            approval.approval_id == decision.approval_id and approval.run_id == run_id
-            for approval in await self.approvals(principal, None)
-        ):
-            await self._refuse_decision(run, decision.approval_id)
-        said = {**msgspec.to_builtins(decision), "decided_by": decision.decided_by or principal.key_id}
-        if not await self._say(run, EventType.APPROVAL_DECISION, said, once=f"decision-{decision.approval_id}"):
-            raise RunConflict("This was decided already.", code="approval_decided")
-        await self._log.approve(run.tenant, run_id, decision.approval_id, None)
+        asked = {**msgspec.to_builtins(decision), "decided_by": decision.decided_by or principal.key_id}
+        try:
+            said = await self._approvals.decide(run, asked)
+        except (LogClosed, LogMissing):
+            raise RunConflict("The run has ended.", code="run_ended") from None
         if run.durable:
             self._in_background(self._insist(run_id, self._temporal.signal, run_id, "approve", [said]))
-
-    async def _refuse_decision(self, run: Run, approval_id: str) -> None:
-        for entry in await self._records.kept(run.id):
-            event = entry.event
-            if event.type == EventType.APPROVAL_DECISION and (event.payload or {}).get("approval_id") == approval_id:
-                raise RunConflict("This was decided already.", code="approval_decided")
-        _refuse_ended(run)
-        raise ApprovalNotFound
+        else:
+            await self._order(run_id, _Order("decide", decision=said))
 
     # -- passing it on ---------------------------------------------------------------------------------------------------
 
@@ -174,13 +145,15 @@ class Control:
         match order.op:
             case "cancel":
                 stop = Stop("cancelled", order.reason, order.by)
-                at_desk, inline = self._desk.stop(run_id, stop), self._inline.stop(run_id, stop)
+                at_desk, inline = self._desk.stop(run_id, stop), self._gates.stop(run_id, stop)
                 return at_desk or inline
             case "pause":
-                inline = self._inline.pause(run_id, order.reason, order.by)
+                inline = self._gates.pause(run_id, order.reason, order.by)
                 return self._desk.pause(run_id) or inline
             case "resume":
-                return self._inline.resume(run_id, order.reason, order.by)
+                return self._gates.resume(run_id, order.reason, order.by)
+            case "decide":
+                return self._gates.decide(run_id, order.decision or {})
 
     async def _insist(self, run_id: str, call: Any, *args: Any) -> None:
         """Tell Temporal, again if it is away for a moment; after that it is the janitor's, or the workflow's own, to find out."""
@@ -270,7 +243,3 @@ class _Folded:
 def _refuse_ended(run: Run) -> None:
     if run.state.ended:
         raise RunConflict(f"The run has ended already, as {run.state}.", code="run_ended")
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

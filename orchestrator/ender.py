@@ -7,7 +7,6 @@ from typing import Any
 
 from orchestrator import endings
 from orchestrator.agents.history import asked_to_stop, past
-from orchestrator.agents.transcript import Transcript
 from orchestrator.clock import Clock
 from orchestrator.errors import Failure
 from orchestrator.events import Event, encode, timestamp
@@ -40,8 +39,9 @@ class Ender:
         before, usage = await self._spending.so_far(run_id, self._at())
         if failure.code in endings.BUDGETS:
             run = await self._log.run(run_id)
-            said = Transcript() if run is None else (await past(self._log, run_id, run.answers)).transcript
-            return await self._complete(run_id, before, said.text, (usage or Usage()).facts(), "length", failure)
+            return await self._complete(
+                run_id, before, await self._said(run_id, run), (usage or Usage()).facts(), "length", failure
+            )
         ending = endings.failed(self._at(), failure, None if usage is None else usage.facts())
         return await self._end(run_id, [*before, *ending], endings.failed_state(failure))
 
@@ -55,6 +55,13 @@ class Ender:
         before, usage = await self._spending.so_far(run_id, self._at())
         ending = endings.cancelled(self._at(), reason, by, None if usage is None else usage.facts())
         return await self._end(run_id, [*before, *ending], RunState.CANCELLED)
+
+    async def _said(self, run_id: str, run: Run | None) -> str:
+        """What the agent that answers has said so far."""
+        for agent in () if run is None else run.answers:
+            if text := (await past(self._log, run_id, agent)).transcript.text:
+                return text
+        return ""
 
     async def _complete(
         self,

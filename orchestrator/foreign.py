@@ -58,7 +58,7 @@ class ForeignRuns:
         run, request = await self._log.run(run_id), await self._log.request(run_id)
         if run is None or request is None:
             return
-        said = await past(self._log, run_id, run.answers)
+        said = await past(self._log, run_id, run.answers[0])
         result_text = result if isinstance(result, str) else "" if result is None else msgspec.json.encode(result).decode()
         text = result_text or said.transcript.text
         output = await self._output(run, request, said)
@@ -81,4 +81,4 @@ class ForeignRuns:
             "usage": usage.facts(),
         }
         at = timestamp(int(self._clock.time() * 1000))
-        return Event(EventType.LLM_OUTPUT, at, run.answers, said.unreported.text, payload)
+        return Event(EventType.LLM_OUTPUT, at, run.answers[0], said.unreported.text, payload)

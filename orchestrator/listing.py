@@ -51,12 +51,12 @@ class Records:
         events = [entry.event for entry in await self.kept(run_id)]
         ending = next((event for event in reversed(events) if event.type in ENDINGS), None)
         if ending is None:
-            return Details(run, usage=_usage(events))
+            return Details(run, usage=usage_of(events))
         payload, found = ending.payload or {}, outcome(ending)
         return Details(
             run=run,
             result=payload.get("result"),
-            usage=_usage(events),
+            usage=usage_of(events),
             failure=None if found is None else found.failure,
             reason=None if found is None else found.reason,
         )
@@ -155,7 +155,7 @@ class Records:
         """What a run that is not archived yet has used so far. One that was answered from the cache uses nothing."""
         if run.cached is not None:
             return 0
-        usage = _usage([entry.event for entry in await self.kept(run.id)])
+        usage = usage_of([entry.event for entry in await self.kept(run.id)])
         return 0 if usage is None else usage.total_tokens
 
     async def _unarchived(self, tenant: str) -> list[Run]:
@@ -183,7 +183,7 @@ class Records:
         return tail is None or tail.closed
 
 
-def _usage(events: Sequence[Event]) -> Usage | None:
+def usage_of(events: Sequence[Event]) -> Usage | None:
     """The sum over a run's calls."""
     reported: list[dict[str, Any]] = [
         event.payload["usage"]

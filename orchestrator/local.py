@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator import trace
 from orchestrator.cache.cache import Cache
@@ -42,7 +42,18 @@ from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
 from orchestrator.publishing import Publishing
 from orchestrator.repeats import Repeats
-from orchestrator.runs import ALL_RUNS, EVERYDAY, Principal, Run, RunFilter, RunRequest, Scope, new_run_id
+from orchestrator.runs import (
+    ALL_RUNS,
+    EVERYDAY,
+    QUERY_CHARS,
+    Principal,
+    Run,
+    RunFilter,
+    RunRequest,
+    Scope,
+    last_said,
+    new_run_id,
+)
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import BEGINNING, Log, LogUnavailable, Position
@@ -54,9 +65,6 @@ _log = logging.getLogger(__name__)
 
 _WITHDRAW_S = (0.5,) * 120
 """When to try again to end a refused run. Sooner than the janitor, whose patience begins when the log is back, would start it."""
-
-QUERY_CHARS = 1000
-"""How much of what the user asked is kept for listings."""
 
 
 class LocalEngine:
@@ -137,7 +145,7 @@ class LocalEngine:
             foreign=entry.workflow is not None,
             options=submission.options,
             session_id=submission.session_id,
-            query=_query(submission.body),
+            query=last_said(submission.body)[:QUERY_CHARS] or None,
             metadata=submission.metadata,
             key_id=principal.key_id,
             price=None if entry.price is None else entry.price.price(),
@@ -146,7 +154,7 @@ class LocalEngine:
         request = RunRequest(
             model=submission.model,
             upstream_model=resolved.upstream_model,
-            plan={} if entry.plan is None else entry.plan.model_dump(mode="json"),
+            plan={} if entry.plan is None else entry.plan.kept(),
             body=submission.body,
             workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
             context=submission.context,
@@ -157,7 +165,7 @@ class LocalEngine:
         started = Event(
             EventType.WORKFLOW_STARTED,
             timestamp(now_ms),
-            payload={"model": run.model, "answers": run.answers, "durable": run.durable},
+            payload={"model": run.model, "answers": list(run.answers), "durable": run.durable},
         )
         if entry.cache is not None and entry.plan is not None and submission.cache != "avoid":
             renew = submission.cache == "renew"
@@ -271,9 +279,11 @@ class LocalEngine:
     async def models(self) -> Sequence[ModelCard]:
         cards = {name: ModelCard(name, owned_by=entry.owned_by) for name, entry in self._catalog.named()}
         asked = [
-            (prefix, next(iter(entry.plan.agent.upstream)))
+            (prefix, next(iter(agent.upstream)))
             for prefix, entry in self._catalog.patterns()
             if entry.plan is not None
+            for _, agent in entry.plan.agents()
+            if agent.model is None
         ]
         names = dict.fromkeys(upstream for _, upstream in asked)
         served = dict(zip(names, await asyncio.gather(*map(self._served, names)), strict=True))
@@ -340,18 +350,6 @@ def _budget(submission: Submission, entry: ModelEntry) -> int | None:
     """The smaller of what the request and the model allow."""
     budgets = [submission.budget_tokens, None if entry.budget is None else entry.budget.tokens]
     return min((tokens for tokens in budgets if tokens is not None), default=None)
-
-
-def _query(body: dict[str, Any]) -> str | None:
-    """The beginning of the last thing that the user said."""
-    messages = body.get("messages")
-    for message in reversed(messages if isinstance(messages, list) else []):
-        if isinstance(message, dict) and message.get("role") == "user":
-            content = message.get("content")
-            parts = content if isinstance(content, list) else [{"text": content}]
-            texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
-            return " ".join(texts)[:QUERY_CHARS] or None
-    return None
 
 
 async def _probe(ping: Awaitable[None], *, required: bool) -> Dependency:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.approvals import Approvals
 from orchestrator.clock import Clock
-from orchestrator.control import Control
 from orchestrator.endings import failed_state
 from orchestrator.engine import Publication, Published, PublishedEvent
 from orchestrator.errors import Failure, InvalidRequest
@@ -36,9 +36,9 @@ _STATES: Mapping[str, RunState] = {
 
 
 class Publishing:
-    def __init__(self, log: Log, control: Control, clock: Clock) -> None:
+    def __init__(self, log: Log, approvals: Approvals, clock: Clock) -> None:
         self._log = log
-        self._control = control
+        self._approvals = approvals
         self._clock = clock
 
     async def publish(self, run: Run, publication: Publication) -> Published:
@@ -63,7 +63,7 @@ class Publishing:
         )
         for event in events:
             if event.type == EventType.APPROVAL_REQUESTED and not appended.repeated:
-                await self._control.requested(run, event.payload or {}, event.timestamp)
+                await self._approvals.asked(run, event.payload or {}, event.timestamp)
         return Published(_positions(publication.events, appended.first_seq, appended.ms), appended.repeated)
 
 

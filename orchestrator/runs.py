@@ -124,8 +124,9 @@ class Cached(msgspec.Struct, frozen=True, omit_defaults=True):
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     """A run as its log's metadata tells it. Times are milliseconds since the epoch.
 
-    `answers` is the id of the agent whose deltas are the answer; `durable` tells whether Temporal executes it. `query` is the
-    beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own worker executes it.
+    `answers` are the ids of the agents whose deltas are the answer, of which one speaks; `durable` tells whether Temporal
+    executes it. `query` is the beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own
+    worker executes it.
     `cached`: nothing was executed, and nothing spent, because the answer had been given before. What usage such a run tells of is
     that of the run that it repeats.
     `key_id` is the key that it was asked for with. `price` is that of its model when it began, and `budget_tokens` what all its
@@ -136,7 +137,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     tenant: str
     model: str
-    answers: str
+    answers: tuple[str, ...]
     created_ms: int
     durable: bool = True
     foreign: bool = False
@@ -176,6 +177,21 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     state: RunState
     failure: Failure | None = None
     reason: str | None = None
+
+
+QUERY_CHARS = 1000
+"""How much of what the user asked is kept for listings."""
+
+
+def last_said(body: Mapping[str, Any]) -> str:
+    """The text of the last thing that the user said; empty if there is none."""
+    messages = body.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            return " ".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return ""
 
 
 _RUN_ID = re.compile(r"task-[0-9a-f]{32}")

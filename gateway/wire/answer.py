@@ -8,7 +8,7 @@ tokens count. No bytes are made here, and no text is kept: a reader of a long an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -53,11 +53,11 @@ _TEXTS: tuple[Literal["reasoning", "content", "refusal"], ...] = ("reasoning", "
 
 
 class Answer:
-    def __init__(self, agent: str) -> None:
+    def __init__(self, agents: Collection[str]) -> None:
         self.choices: list[Choice] = []
         """All choices so far, by index, without holes: choice 2 is not heard of before 0 and 1."""
         self.usage = Usage()
-        self._agent = agent
+        self._agents = agents
         self._counted = False
         self._finish_reason: str | None = None
 
@@ -73,7 +73,7 @@ class Answer:
         """Whether this event is told in the answer's own words, so that nobody needs to be told of it in another way."""
         match event.type:
             case EventType.LLM_PARTIAL | EventType.LLM_OUTPUT:
-                return event.agent_id == self._agent
+                return event.agent_id in self._agents
             case EventType.WORKFLOW_COMPLETED | EventType.WORKFLOW_FAILED | EventType.WORKFLOW_CANCELLED | EventType.STREAM_END:
                 return True
             case _:
@@ -92,16 +92,16 @@ class Answer:
         payload = event.payload or {}
         match event.type:
             case EventType.LLM_PARTIAL:
-                if event.agent_id == self._agent:
+                if event.agent_id in self._agents:
                     yield from self._partial(event.message, msgspec.convert(payload, payloads.Partial))
             case EventType.LLM_OUTPUT:
                 if (spent := payloads.usage(payload)) is not None:
                     self._counted, self.usage = True, self.usage.plus(spent)
-                if event.agent_id == self._agent:
+                if event.agent_id in self._agents:
                     for whole in payloads.wholes(event.message, payload):
                         yield from self._rest_of(whole)
             case EventType.OUTPUT_RESET:
-                if event.agent_id == self._agent:
+                if event.agent_id in self._agents:
                     yield from self._reset(msgspec.convert(payload, payloads.Reset))
             case EventType.WORKFLOW_COMPLETED:
                 yield from self._complete(payload)

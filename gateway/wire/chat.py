@@ -40,7 +40,7 @@ class ChatEncoder:
         self.begun = False
         """The answer itself has begun; until then a failure can still become an HTTP status."""
         self._options = run.options
-        self._agent = run.answers
+        self._agents = run.answers
         self._answer = Answer(run.answers)
         self._shapes = ChunkShapes(run)
         self._resume = Resume(skip_chunks, after)
@@ -54,12 +54,12 @@ class ChatEncoder:
     def encode(self, items: Sequence[Entry | Gap]) -> bytes:
         out: list[bytes] = []
         self._silences = 0
-        before, after, agent, plain = self._before, self._after, self._agent, self._plain
+        before, after, agents, plain = self._before, self._after, self._agents, self._plain
         for item in items:
             if plain is not None and not isinstance(item, Gap):
                 event = item.event
                 text = event.message
-                if event.payload is None and text is not None and event.type == _PARTIAL and event.agent_id == agent:
+                if event.payload is None and text is not None and event.type == _PARTIAL and event.agent_id in agents:
                     plain.content_chars += len(text)
                     json = encode(text)
                     out += (before, json if text.isascii() else sse.escape_text(json), after)

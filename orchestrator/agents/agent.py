@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from orchestrator import endings
 from orchestrator.agents.conversation import Conversation, Paused
 from orchestrator.agents.expenses import Expenses
@@ -148,7 +150,7 @@ class Agent:
         self._voice.say(EventType.AGENT_COMPLETED)
         result = StepResult(RunState.COMPLETED, ended=self._job.final)
         if not self._job.final:
-            await self._writer.flush()
+            await self._hand_back()
             return result
         ending = endings.completed(
             self._at.now(),
@@ -164,13 +166,13 @@ class Agent:
     async def _failed(self, failure: Failure) -> StepResult:
         if self._conversation.spoke:
             await self._conversation.break_off(final=True)
-        self._voice.say(EventType.AGENT_FAILED, payload={"error": {"code": failure.code, "message": failure.message}})
+        self._voice.say(EventType.AGENT_FAILED, payload={"error": msgspec.to_builtins(failure)})
         state = RunState.TIMEOUT if failure.code == endings.TIMEOUT.code else RunState.FAILED
         if self._job.final:
             await self._end(endings.failed(self._at.now(), failure, self._spent()), state)
         else:
-            await self._writer.flush()
-        return StepResult(state, ended=self._job.final, failure=failure)
+            await self._hand_back()
+        return StepResult(state, ended=self._job.final, failure=failure, step=self._job.step.name)
 
     async def _stopped(self, stop: Stop) -> StepResult:
         match stop.kind:
@@ -182,7 +184,7 @@ class Agent:
                     ending = endings.cancelled(self._at.now(), stop.reason, stop.by, self._spent())
                     await self._end(ending, RunState.CANCELLED)
                 else:
-                    await self._writer.flush()
+                    await self._hand_back()
                 return StepResult(RunState.CANCELLED, ended=self._job.final, reason=stop.reason)
             case "budget":
                 await self._conversation.cut_short()
@@ -198,9 +200,13 @@ class Agent:
                 raise stop.error or Interrupted()
             case "paused":
                 await self._conversation.break_off(final=False)
-                await self._writer.flush()
-                await self._lease.release()
+                await self._hand_back()
                 return StepResult(RunState.PAUSED, ended=False)
+
+    async def _hand_back(self) -> None:
+        """The run goes on without this attempt: nobody who takes the step up again is to wait for it."""
+        await self._writer.flush()
+        await self._lease.release()
 
     def _spent(self) -> dict[str, Any] | None:
         """What all calls so far used, for an ending that is not a completion."""

@@ -72,6 +72,7 @@ class Conversation:
         self._clock = clock
         self._until_s = clock.time() + job.step.timeout_s
         self._cut: str | None = None
+        self._anew = False
         self._calls = self._tries = 0
         self._call: UpstreamCall | None = None
         self._turns: list[Turn] = []
@@ -95,7 +96,7 @@ class Conversation:
 
         Raises UpstreamError when policy says that a failure is final, ToolUnavailable, TooManyTurns, and Paused.
         """
-        self.sent, self.usage, self._turns = past.transcript, past.usage, past.turns
+        self.sent, self.usage, self._turns, self._anew = past.transcript, past.usage, past.turns, past.anew
         self._said = self.sent if past.current is None else past.current
         if past.attempts == 0:
             self._voice.say(EventType.AGENT_STARTED, state=RunState.RUNNING)
@@ -189,7 +190,7 @@ class Conversation:
     def _plain(self) -> bool:
         """Whether an upstream that can may go on from what the turn has said: text alone, and what readers have of it."""
         spoken = self._spoken
-        if not spoken.plain or self._calls_tools or self._job.step.on_cut == "regenerate":
+        if self._anew or not spoken.plain or self._calls_tools or self._job.step.on_cut == "regenerate":
             return False
         return not self._turns or spoken.text == self.sent.text[sum(len(turn.text) for turn in self._turns) :]
 
@@ -308,7 +309,7 @@ class Conversation:
 
     def _first(self, call: UpstreamCall) -> None:
         call.first_at = self._clock.time()
-        if self._calls == 1 and self._job.attempt == 1 and self._job.step.name == self._job.run.answers:
+        if self._calls == 1 and self._job.attempt == 1 and self._job.step.name in self._job.run.answers:
             self._metrics.first_token(call.first_at - self._job.run.created_ms / 1000)
 
     def _note(self, piece: Piece, said: Transcript, call: UpstreamCall) -> None:

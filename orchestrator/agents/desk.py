@@ -98,6 +98,8 @@ class Desk:
         try:
             with self._registered(job.run.id, agent, beat):
                 before = await self._before(job, agent)
+                if before.result is not None and not job.final:
+                    return before.result
                 with self._fanout.writing(job.run.id):
                     return await agent.run(before)
         except LogClosed:
@@ -149,17 +151,17 @@ class Desk:
     async def _before(self, job: Job, agent: Agent) -> Past:
         """What came before this attempt. The agent can be stopped by now; what was asked for earlier is in the log.
 
-        A run that is not durable begins where and when it is submitted, so nothing was.
+        A run that is not durable begins where and when it is submitted, so nothing was before its first step.
         """
-        if job.attempt == 1 and not job.run.durable:
+        if job.fresh and not job.run.durable:
             return Past(Transcript())
-        if job.attempt > 1:
+        if not job.fresh:
             await self._take_over(job)
         if (stop := await self._patiently(asked_to_stop, self._log, job.run.id)) is not None:
             agent.stop(stop)
-        if job.attempt == 1:
+        if job.fresh:
             return Past(Transcript())
-        return await self._patiently(past, self._log, job.run.id, job.step.name)
+        return await self._patiently(past, self._log, job.run.id, job.step.name, job.visit)
 
     async def _take_over(self, job: Job) -> None:
         """Wait until the writer can be had: its lease has lapsed or was released. The wait is bounded by the lease."""

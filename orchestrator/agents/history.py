@@ -11,9 +11,11 @@ import msgspec
 from orchestrator.agents.job import Stop
 from orchestrator.agents.transcript import Transcript
 from orchestrator.agents.turn import RESULTS, Turn, goes_on
-from orchestrator.endings import outcome
+from orchestrator.endings import failed_state, outcome
+from orchestrator.errors import Failure
 from orchestrator.events import Entry, Event, EventType
-from orchestrator.runs import Outcome
+from orchestrator.plans.interpreter import StepResult
+from orchestrator.runs import Outcome, RunState
 from orchestrator.streamlog.log import Log
 from orchestrator.upstreams.upstream import Usage
 
@@ -22,16 +24,21 @@ _OF_TOOLS = RESULTS | {EventType.TOOL_INVOKED}
 
 
 class Past(msgspec.Struct, frozen=True):
-    """What one agent has said in a run so far.
+    """What one agent has said in a run so far, and how far it came in one visit.
+
+    `transcript` is everything that readers have of it, of earlier visits too; `anew`: an earlier visit was complete, so this one
+    does not go on from there.
 
     `turns` are those that ended in calls of our tools, with the results that the log has; `current` is what was said since.
 
-    `attempts` is how often it started; `output` says that its last call completed. `usage` is what its calls reported, and
-    `unreported` what it said in a call that was lost before it could. `resumed`: it broke off because the run was paused, and
-    the run goes on now. `begun_ms`: when it first started, or, what matters more, when the run was resumed last.
+    `attempts` is how often the visit started; `output` says that its last call completed. `usage` is what its calls reported, and
+    `unreported` what was said in a call that was lost before it could. `resumed`: it broke off because the run was paused, and
+    the run goes on now. `begun_ms`: when it first started, or, what matters more, when the run was resumed last. `result`: the
+    visit is over.
     """
 
     transcript: Transcript
+    anew: bool = False
     turns: list[Turn] = msgspec.field(default_factory=list)
     current: Transcript | None = None
     attempts: int = 0
@@ -40,10 +47,11 @@ class Past(msgspec.Struct, frozen=True):
     unreported: Transcript = msgspec.field(default_factory=Transcript)
     resumed: bool = False
     begun_ms: int | None = None
+    result: StepResult | None = None
 
 
-async def past(log: Log, run_id: str, agent_id: str) -> Past:
-    """Read the run's log for what this agent said."""
+async def past(log: Log, run_id: str, agent_id: str, visit: int = 1) -> Past:
+    """Read the run's log for what this agent said. Visits count its beginnings from 1."""
     said: list[Event] = []
     resumed, begun_ms = False, None
     async for entry in _entries(log, run_id):
@@ -51,17 +59,19 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
         if event.agent_id == agent_id:
             said.append(event)
             resumed = False
-            begun_ms = begun_ms or entry.ms
+            begun_ms = entry.ms if begun_ms is None or event.type == EventType.AGENT_STARTED else begun_ms
         elif event.type == EventType.WORKFLOW_RESUMED:
             resumed = True
             begun_ms = begun_ms and entry.ms
-    starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in said)
-    outputs = [event for event in said if event.type == EventType.LLM_OUTPUT]
+    earlier, now = _visit(said, visit)
+    starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in now)
+    outputs = [event for event in now if event.type == EventType.LLM_OUTPUT]
     last = outputs[-1] if outputs else None
-    turns, current = _turns(said)
-    lost = said[said.index(last) + 1 :] if last is not None else said
+    turns, current = _turns(now)
+    lost = now[now.index(last) + 1 :] if last is not None else now
     return Past(
         transcript=Transcript.of(said),
+        anew=any(event.type == EventType.AGENT_COMPLETED for event in earlier),
         turns=turns,
         current=Transcript.of(current) if turns else None,
         attempts=starts,
@@ -69,8 +79,30 @@ async def past(log: Log, run_id: str, agent_id: str) -> Past:
         usage=reduce(Usage.plus, (msgspec.convert(_payload(output)["usage"], Usage) for output in outputs)) if outputs else None,
         unreported=Transcript.of(lost),
         resumed=resumed,
-        begun_ms=begun_ms,
+        begun_ms=begun_ms if now else None,
+        result=_result(now),
     )
+
+
+def _visit(said: list[Event], visit: int) -> tuple[list[Event], list[Event]]:
+    """What an agent said before a visit, and in it."""
+    starts = [place for place, event in enumerate(said) if event.type == EventType.AGENT_STARTED]
+    if visit == 1:
+        starts = [0, *starts[1:]]  # a user's own worker need not say that its agent starts
+    begin = starts[visit - 1] if visit <= len(starts) else len(said)
+    end = starts[visit] if visit < len(starts) else len(said)
+    return said[:begin], said[begin:end]
+
+
+def _result(said: list[Event]) -> StepResult | None:
+    """How a visit ended, if it did."""
+    for event in reversed(said):
+        if event.type == EventType.AGENT_COMPLETED:
+            return StepResult(RunState.COMPLETED)
+        if event.type == EventType.AGENT_FAILED:
+            failure = msgspec.convert({"message": "The agent failed.", **_payload(event)["error"]}, Failure)
+            return StepResult(failed_state(failure), failure=failure, step=event.agent_id)
+    return None
 
 
 def _turns(said: Sequence[Event]) -> tuple[list[Turn], list[Event]]:

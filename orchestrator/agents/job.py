@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.errors import HeadgateError
-from orchestrator.plans.plan import Agent
+from orchestrator.plans.steps import Agent
 from orchestrator.runs import Run, RunRequest
 from orchestrator.upstreams.upstream import Call
 
@@ -15,8 +15,10 @@ from orchestrator.upstreams.upstream import Call
 class Job(msgspec.Struct, frozen=True):
     """One attempt at one agent step of a run.
 
-    `final`: its end is the run's end, so it may close the log itself. `lease_ms` is how long the attempt holds its writer
-    without renewing; when it lapses, a later attempt may take over.
+    `visit` counts how often the run does the step, from 1; `attempt` outranks those of earlier attempts and visits. `messages` is
+    what the agent is asked, `system` its prompt, both filled in. `fresh`: nothing of the step can be in the log yet. `final`: its
+    end is the run's end, so it may close the log itself. `lease_ms` is how long the attempt holds its writer without renewing;
+    when it lapses, a later attempt may take over.
     """
 
     run: Run
@@ -25,16 +27,24 @@ class Job(msgspec.Struct, frozen=True):
     attempt: int
     final: bool
     lease_ms: int
+    visit: int = 1
+    fresh: bool = False
+    messages: list[dict[str, Any]] | None = None
+    system: str | None = None
 
     @property
     def writer(self) -> str:
         return self.step.name
 
     def call(self, prefix: str) -> Call:
-        """The request to the upstream, with the step's system prompt and parameters."""
-        body: dict[str, Any] = {**self.step.parameters, **self.request.body}
-        if self.step.system is not None:
-            body["messages"] = [{"role": "system", "content": self.step.system}, *body["messages"]]
+        """The request to the upstream, with the step's system prompt and parameters.
+
+        What the client asked for, tools and formats and limits, is asked of the agent that answers it.
+        """
+        asked = self.request.body if self.step.name in self.run.answers else {}
+        body: dict[str, Any] = {**self.step.parameters, **asked}
+        messages = self.request.body.get("messages", []) if self.messages is None else self.messages
+        body["messages"] = messages if self.system is None else [{"role": "system", "content": self.system}, *messages]
         model = self.step.model or self.request.upstream_model
         return Call(run_id=self.run.id, model=model, body=body, prefix=prefix, deadline_ms=self.run.deadline_ms)
 

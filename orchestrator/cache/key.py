@@ -8,12 +8,13 @@ everything else counts, because nobody here knows what it means to an upstream.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from orchestrator.plans.plan import Agent, Plan
+from orchestrator.plans.plan import Plan
+from orchestrator.plans.steps import Agent
 from orchestrator.runs import RunRequest
 
 _SAYS_NOTHING = frozenset({"metadata", "user", "safety_identifier", "store", "prompt_cache_key"})
@@ -30,11 +31,7 @@ def digest(request: RunRequest) -> str:
 
 def certain(plan: Plan, body: Mapping[str, Any]) -> bool:
     """Whether each agent is asked with temperature 0, which is as near as it gets to there being one answer."""
-    return all(_temperature(agent, body) == 0 for agent in _agents(plan))
-
-
-def _agents(plan: Plan) -> Iterable[Agent]:
-    return (plan.agent,)
+    return all(_temperature(agent, body if node.name in plan.answers else {}) == 0 for node, agent in plan.agents())
 
 
 def _temperature(agent: Agent, body: Mapping[str, Any]) -> object:

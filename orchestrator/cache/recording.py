@@ -7,7 +7,7 @@ and lost workers, is no part of what it said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -77,8 +77,8 @@ def _whole(entries: Sequence[Entry]) -> bool:
     return len(entries) >= 3 and entries[0].seq == 1 and entries[-1].seq == len(entries) and entries[-1].is_end
 
 
-def _stopped(event: Event, answers: str) -> bool:
+def _stopped(event: Event, answers: Collection[str]) -> bool:
     """Of several choices, each has to have said everything; the run's ending only tells of the first."""
-    if event.type != EventType.LLM_OUTPUT or event.agent_id != answers:
+    if event.type != EventType.LLM_OUTPUT or event.agent_id not in answers:
         return True
     return all(choice.get("finish_reason") == "stop" for choice in (event.payload or {}).get("choices", ()))

@@ -1,46 +1,369 @@
 """The plan interpreter: decides what runs next, and does no I/O itself.
 
 It is plain deterministic asyncio over a `StepContext`, so the same code runs inside a Temporal workflow (where the context
-schedules activities) and, for models with `durability: none`, directly in the serving process.
+schedules activities), inside one activity that carries out a whole parallel step, and, for models with `durability: none`, in the
+serving process.
+
+It keeps nothing that has to survive: what a step has brought is in the run's log, where the context finds it. Interpreting a plan
+again from its beginning is harmless, because a conversation whose end is in the log is not held again.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal, Protocol
 
 import msgspec
 
-from orchestrator.errors import Failure
-from orchestrator.plans.plan import Agent, Plan
+from orchestrator import endings
+from orchestrator.errors import Failure, HeadgateError
+from orchestrator.plans.plan import Plan
+from orchestrator.plans.progress import Place, Progress, Share, Status
+from orchestrator.plans.steps import Agent, Approval, Child, Conditional, Parallel, Retry, Sequential
+from orchestrator.plans.tree import Node
 from orchestrator.runs import RunState
+
+Branch = Literal["then", "else", "none"]
 
 
 class StepResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a step ended. `ended`: the step knew the run's outcome and has closed its log already."""
+    """How a step ended. `ended`: the step knew the run's outcome and has closed its log already.
+
+    Of one that failed, `step` is the one whose failure it was, and `where` are words about it, the outermost first.
+    """
 
     state: RunState
-    ended: bool
+    ended: bool = False
     failure: Failure | None = None
     reason: str | None = None
+    step: str | None = None
+    where: tuple[str, ...] = ()
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was decided about an approval, and by whom."""
+
+    approved: bool
+    decided_by: str | None = None
+    feedback: str | None = None
+
+
+class Paused(HeadgateError):
+    """The run is to stand still, and what is asked of this process ends here until it goes on."""
+
+    code = "paused"
 
 
 class StepContext(Protocol):
-    """What a plan may do while it runs."""
+    """What a plan may do while it runs. `visit` counts how often a step is done in a run, from 1."""
 
     async def checkpoint(self, step: str) -> None:
-        """A safe point before `step`: stand still here for as long as the run is paused."""
+        """A safe point before `step`: stand still here for as long as the run is paused. Raises Paused where it cannot."""
 
-    async def run_agent(self, agent: Agent, *, final: bool) -> StepResult:
+    async def run_agent(self, node: Node, visit: int, *, final: bool) -> StepResult:
         """One upstream conversation. `final`: whatever becomes of it becomes of the run, so it may close the log itself.
 
         PAUSED if it broke off because the run is to be paused; run it again, and it goes on where it stopped.
         """
 
+    async def run_whole(self, node: Node, place: Place, share: Share) -> StepResult | None:
+        """A parallel step as a whole, somewhere else; PAUSED as an agent. None: interpret it here."""
 
-async def interpret(plan: Plan, context: StepContext) -> StepResult:
-    """Run the plan to its end and tell how it ended."""
-    while True:
-        await context.checkpoint(plan.agent.name)
-        result = await context.run_agent(plan.agent, final=True)
-        if result.state is not RunState.PAUSED:
-            return result
+    async def choose(self, node: Node) -> Branch:
+        """Which side of a condition holds. Raises HeadgateError if it cannot be said."""
+
+    async def approve(self, node: Node, visit: int) -> Verdict:
+        """Ask for a decision and wait for it. Raises HeadgateError if it cannot be asked for."""
+
+    async def run_child(self, node: Node, visit: int) -> StepResult:
+        """A workflow of somebody else's workers."""
+
+    async def tell(self, progress: Sequence[Progress]) -> None:
+        """Say these in the run's log, once."""
+
+    async def renew(self, next_step: int, share: Share) -> None:
+        """A point between two top-level steps, at which a long execution may be continued as another from `next_step`."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def random(self) -> float:
+        """At least 0 and less than 1."""
+
+
+async def interpret(plan: Plan, context: StepContext, *, share: Share | None = None, first_step: int = 0) -> StepResult:
+    """Run the plan to its end and tell how it ended. `first_step` and `share` continue where another execution left off."""
+    interpreter = Interpreter(context)
+    try:
+        return await interpreter.plan(plan.root, share or Share.whole(), first_step)
+    finally:
+        await interpreter.told()
+
+
+class Interpreter:
+    def __init__(self, context: StepContext) -> None:
+        self._context = context
+        self._visits: dict[str, int] = {}
+        self._untold: list[Progress] = []
+        self._telling: asyncio.Task[None] | None = None
+
+    async def plan(self, root: Node, share: Share, first_step: int = 0) -> StepResult:
+        """A plain conversation has no steps that anybody wants to hear of. Those of a sequence are the run's own."""
+        if isinstance(root.spec, Agent):
+            return await self._agent(root, final=True)
+        if not isinstance(root.spec, Sequential):
+            return await self.step(root, Place(), share)
+        async with _within(root.spec.timeout_s) as late:
+            for index in range(first_step, len(root.children)):
+                if index > first_step:
+                    await self._context.renew(index, share)
+                result = await self.step(root.children[index], Place(index), share.part(len(root.children)))
+                if result.state is not RunState.COMPLETED:
+                    return result
+            return _DONE
+        return late
+
+    async def branches(self, node: Node, place: Place, share: Share) -> StepResult:
+        """A parallel step whose start was told elsewhere, and whose end will be."""
+        assert isinstance(node.spec, Parallel)
+        try:
+            return await self._parallel(node, node.spec, place, share)
+        finally:
+            await self.told()
+
+    async def step(self, node: Node, place: Place, share: Share) -> StepResult:
+        """One step, from its start to its end, both told."""
+        branch: Branch | None = None
+        if isinstance(node.spec, Conditional):
+            try:
+                branch = await self._context.choose(node)
+            except HeadgateError as error:
+                self._tell(node, place, share, "started")
+                return self._ended(node, place, share, _failed(node, error))
+        self._tell(node, place, share, "started", branch)
+        try:
+            if not node.children:
+                await self.told()  # what it says follows
+            result = await self._do(node, place, share, branch)
+        except asyncio.CancelledError:
+            self._tell(node, place, share, "cancelled")
+            raise
+        return self._ended(node, place, share, result)
+
+    async def told(self) -> None:
+        """All that was to be told is in the log."""
+        while self._telling is not None:
+            await asyncio.shield(self._telling)
+
+    def _ended(self, node: Node, place: Place, share: Share, result: StepResult) -> StepResult:
+        match result.state:
+            case RunState.COMPLETED:
+                share.finish()
+                self._tell(node, place, share, "completed")
+            case RunState.CANCELLED:
+                self._tell(node, place, share, "cancelled")
+            case _:
+                self._tell(node, place, share, "failed", failed=result)
+        return result
+
+    async def _do(self, node: Node, place: Place, share: Share, branch: Branch | None) -> StepResult:
+        match node.spec:
+            case Agent():
+                return await self._agent(node, final=False)
+            case Sequential():
+                return await self._sequential(node, node.spec, place, share)
+            case Parallel():
+                whole = await self._whole(node, place, share)
+                return whole or await self._parallel(node, node.spec, place, share)
+            case Conditional():
+                taken = {"then": 0, "else": 1}.get(branch or "none")
+                return _DONE if taken is None else await self.step(node.children[taken], place, share.part())
+            case Retry():
+                return await self._retry(node, node.spec, place, share)
+            case Approval():
+                return await self._approval(node)
+            case Child():
+                return await self._child(node, place, share)
+
+    async def _agent(self, node: Node, *, final: bool) -> StepResult:
+        visit = self._visit(node)
+        while True:
+            await self._context.checkpoint(node.name)
+            result = await self._context.run_agent(node, visit, final=final)
+            if result.state is not RunState.PAUSED:
+                return result
+
+    async def _whole(self, node: Node, place: Place, share: Share) -> StepResult | None:
+        while True:
+            await self._context.checkpoint(node.name)
+            result = await self._context.run_whole(node, place, share)
+            if result is None or result.state is not RunState.PAUSED:
+                return result
+
+    async def _sequential(self, node: Node, spec: Sequential, place: Place, share: Share) -> StepResult:
+        async with _within(spec.timeout_s) as late:
+            for child in node.children:
+                result = await self.step(child, place, share.part(len(node.children)))
+                if result.state is not RunState.COMPLETED:
+                    return result
+            return _DONE
+        return late
+
+    async def _parallel(self, node: Node, spec: Parallel, place: Place, share: Share) -> StepResult:
+        """The failure of a branch is the step's, or waits until all have ended. Whatever happens, none outlives the step."""
+        count = len(node.children)
+        slots = asyncio.Semaphore(spec.max_concurrency or count)
+
+        async def branch(index: int, child: Node) -> StepResult:
+            async with slots:
+                own = share.part(count)
+                where = msgspec.structs.replace(place, parallel_index=index, parallel_total=count)
+                result = await self.step(child, where, own)
+                if result.state is not RunState.COMPLETED and spec.on_error == "collect":
+                    own.finish()
+                return result
+
+        tasks = [asyncio.create_task(branch(index, child)) for index, child in enumerate(node.children)]
+        try:
+            async with _within(spec.timeout_s) as late:
+                return await _outcome(node, spec, tasks)
+            return late
+        finally:
+            await _stopped(tasks)
+
+    async def _retry(self, node: Node, spec: Retry, place: Place, share: Share) -> StepResult:
+        inner, delay_s = node.children[0], spec.delay_s
+        last = spec.max_retries + 1
+        for attempt in range(1, last + 1):
+            result = await self.step(inner, msgspec.structs.replace(place, attempt=attempt), share.part(held=True))
+            if result.state not in (RunState.FAILED, RunState.TIMEOUT):
+                return result
+            if attempt < last:
+                await self._context.sleep(delay_s * (1 + spec.jitter * self._context.random()))
+                delay_s *= spec.backoff
+        return msgspec.structs.replace(result, where=(f"after {last} attempts", *result.where))
+
+    async def _approval(self, node: Node) -> StepResult:
+        visit = self._visit(node)
+        await self._context.checkpoint(node.name)
+        try:
+            verdict = await self._context.approve(node, visit)
+        except HeadgateError as error:
+            return _failed(node, error)
+        if verdict.approved:
+            return _DONE
+        words = f"'{node.local}' was not approved" + (f" by {verdict.decided_by}" if verdict.decided_by else "")
+        return StepResult(RunState.CANCELLED, reason=f"{words}: {verdict.feedback}" if verdict.feedback else words)
+
+    async def _child(self, node: Node, place: Place, share: Share) -> StepResult:
+        if node.children:
+            assert isinstance(node.spec, Child)
+            async with _within(node.spec.timeout_s) as late:
+                return await self.step(node.children[0], place, share.part())
+            return late
+        visit = self._visit(node)
+        await self._context.checkpoint(node.name)
+        return await self._context.run_child(node, visit)
+
+    def _visit(self, node: Node) -> int:
+        visit = self._visits[node.name] = self._visits.get(node.name, 0) + 1
+        return visit
+
+    def _tell(
+        self,
+        node: Node,
+        place: Place,
+        share: Share,
+        status: Status,
+        branch: Branch | None = None,
+        *,
+        failed: StepResult | None = None,
+    ) -> None:
+        """Soon: whoever does the next step does not wait for it, and what gathers meanwhile is told together."""
+        self._untold.append(
+            Progress(
+                step_name=node.name,
+                step_index=place.step_index,
+                step_type=node.kind,
+                status=status,
+                progress=share.total,
+                error=None if failed is None or failed.failure is None else failed.failure.message,
+                cause=None if failed is None else failed.step,
+                parallel_index=place.parallel_index,
+                parallel_total=place.parallel_total,
+                attempt=place.attempt,
+                branch=branch,
+            )
+        )
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell_all())
+
+    async def _tell_all(self) -> None:
+        try:
+            while self._untold:
+                untold, self._untold = self._untold, []
+                await self._context.tell(untold)
+        finally:
+            self._telling = None
+
+
+_DONE = StepResult(RunState.COMPLETED)
+_LATE = StepResult(RunState.TIMEOUT, failure=endings.TIMEOUT)
+
+
+def _failed(node: Node, error: HeadgateError) -> StepResult:
+    return StepResult(RunState.FAILED, failure=error.failure(), step=node.name)
+
+
+@asynccontextmanager
+async def _within(seconds: float | None) -> AsyncIterator[StepResult]:
+    """Around a step that may take so long; what follows the block is what becomes of one that takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as bound:
+            yield _LATE
+    except TimeoutError:
+        if not bound.expired():
+            raise
+
+
+async def _outcome(node: Node, spec: Parallel, tasks: Sequence[asyncio.Task[StepResult]]) -> StepResult:
+    """What the branches come to, as soon as it is known. Raises what one of them raises."""
+    paused: Paused | None = None
+    failed: list[StepResult] = []
+    for finished in _as_they_end(tasks):
+        task = await finished
+        if isinstance(error := task.exception(), Paused):
+            paused = error  # the others come to a safe point as well
+            continue
+        result = task.result()
+        match result.state:
+            case RunState.COMPLETED:
+                continue
+            case RunState.FAILED | RunState.TIMEOUT:
+                branch = node.children[tasks.index(task)].local
+                failed.append(msgspec.structs.replace(result, where=(f"branch '{branch}'", *result.where)))
+                if spec.on_error == "fail_fast" or len(failed) == len(tasks):
+                    return failed[-1]
+            case _:
+                return result
+    if paused is not None:
+        raise paused
+    return _DONE
+
+
+def _as_they_end(tasks: Sequence[asyncio.Task[StepResult]]) -> Sequence[Awaitable[asyncio.Task[StepResult]]]:
+    """Each task, in the order in which they end. `asyncio.as_completed` gives results, not tasks, and its order is a set's."""
+    loop = asyncio.get_running_loop()
+    slots: list[asyncio.Future[asyncio.Task[StepResult]]] = [loop.create_future() for _ in tasks]
+    free = iter(slots)
+    for task in tasks:
+        task.add_done_callback(lambda ended: next(free).set_result(ended))
+    return slots
+
+
+async def _stopped(tasks: Sequence[asyncio.Task[StepResult]]) -> None:
+    """None of them goes on. What a branch said while it was stopped is in the log; here it matters no more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

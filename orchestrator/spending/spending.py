@@ -100,6 +100,6 @@ class Spending:
 
 def _admitted(job: Job, granted: int) -> Begun | None:
     """What admission has paid of this attempt's first call: it reserves for the agent that answers, and for it once."""
-    if job.attempt > 1 or job.step.name != job.run.answers:
+    if job.attempt > 1 or job.step.name not in job.run.answers:
         return None
     return Begun(granted, granted if granted < first_step(job.request.body) else None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from datetime import timedelta
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -16,18 +17,26 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
 from orchestrator import endings, trace
-from orchestrator.agents.desk import Desk
+from orchestrator.agents.desk import Beat, Desk
 from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.ender import Ender
 from orchestrator.errors import Failure
 from orchestrator.events import EventType
 from orchestrator.foreign import ForeignRuns
-from orchestrator.herald import Herald
-from orchestrator.plans.interpreter import StepResult
+from orchestrator.gate import Gates
+from orchestrator.inline_steps import Execution, InlineSteps, Stopped
+from orchestrator.plans.interpreter import Interpreter, Paused, StepResult
 from orchestrator.plans.plan import Plan
+from orchestrator.plans.progress import Place, Progress, Share, Tally
+from orchestrator.plans.template import TemplateFailed
+from orchestrator.plans.tree import Node
 from orchestrator.runs import Run, RunRequest, RunState
+from orchestrator.stage import Stage
 from orchestrator.streamlog.log import AppendSkipped, Fenced, Log, LogClosed, LogMissing, LogUnavailable
-from orchestrator.workflows.run_workflow import ATTEMPTS_PER_TURN, END_RUN, RUN_AGENT, SAY, AgentInput, EndInput, SayInput
+from orchestrator.workflows import messages as said
+
+ATTEMPTS_PER_RANK = 1000
+"""What a workflow asks for later outranks all attempts at what it asked for earlier."""
 
 _PATIENCE_S = 0.5
 """How long an attempt that has not begun waits before it asks a log again that did not answer."""
@@ -37,42 +46,177 @@ _ASK_S = 1.5
 
 
 class Activities:
-    def __init__(self, log: Log, desk: Desk, ender: Ender, herald: Herald, foreign: ForeignRuns) -> None:
+    def __init__(self, *, log: Log, desk: Desk, stage: Stage, gates: Gates, ender: Ender, foreign: ForeignRuns) -> None:
         self._log = log
         self._desk = desk
+        self._stage = stage
+        self._gates = gates
         self._ender = ender
-        self._herald = herald
         self._foreign = foreign
 
     @property
     def all(self) -> list[Callable[..., Any]]:
-        return [self.run_agent, self.end_run, self.say]
+        return [
+            self.run_agent,
+            self.run_branches,
+            self.choose,
+            self.ask_approval,
+            self.expire_approval,
+            self.child_input,
+            self.child_output,
+            self.tell,
+            self.say,
+            self.end_plan,
+            self.end_run,
+        ]
 
-    @activity.defn(name=RUN_AGENT)
-    async def run_agent(self, job: AgentInput) -> dict[str, Any]:
+    @activity.defn(name=said.RUN_AGENT)
+    async def run_agent(self, job: said.AgentInput) -> dict[str, Any]:
         """One attempt at an agent step. Worker loss and a shutdown are retried by Temporal; everything else is a result."""
         beat = _heartbeat()
         run, request = await self._asked(job.run_id, beat)
         if run is None or request is None:
             return _encoded(StepResult(RunState.FAILED, ended=run is None, failure=endings.ENGINE_ERROR))
-        work = Job(
-            run=run,
-            request=request,
-            step=Plan.model_validate(request.plan).step(job.step),
-            attempt=job.turn * ATTEMPTS_PER_TURN + activity.info().attempt,
+        plan = Plan.model_validate(request.plan)
+        attempt = activity.info().attempt
+        working = self._stage.job(
+            run,
+            request,
+            plan,
+            plan.step(job.step),
+            visit=job.visit,
+            attempt=job.rank * ATTEMPTS_PER_RANK + attempt,
+            fresh=job.fresh and attempt == 1,
             final=job.final,
             lease_ms=round(job.heartbeat_s * 1000),
         )
+        return await self._carried_out(request, self._worked(working, beat))
+
+    async def _worked(self, asked: Awaitable[Job], beat: Beat) -> StepResult:
+        try:
+            job = await asked
+        except TemplateFailed as error:
+            return StepResult(RunState.FAILED, failure=error.failure())
+        return await self._desk.work(job, beat=beat, cancelled=_why)
+
+    @activity.defn(name=said.RUN_BRANCHES)
+    async def run_branches(self, job: said.BranchesInput) -> dict[str, Any]:
+        """One attempt at a parallel step as a whole. Finished branches of earlier attempts are found in the log."""
+        beat = _heartbeat()
+        run, request = await self._asked(job.run_id, beat)
+        if run is None or request is None:
+            return _encoded(StepResult(RunState.FAILED, ended=run is None, failure=endings.ENGINE_ERROR))
+        attempt = activity.info().attempt
+        execution = Execution(
+            run,
+            request,
+            Plan.model_validate(request.plan),
+            rank=job.rank * ATTEMPTS_PER_RANK + attempt,
+            writer=f"plan:{job.step}",
+            lease_ms=round(job.heartbeat_s * 1000),
+            stays=False,
+            fresh=job.fresh and attempt == 1,
+            beat=beat,
+            cancelled=_why,
+        )
+        place = msgspec.convert(job.place, Place)
+        share = Share(Tally(Fraction(*job.finished)), Fraction(*job.weight))
+        return await self._carried_out(request, self._branches(execution, job.step, place, share))
+
+    async def _branches(self, execution: Execution, step: str, place: Place, share: Share) -> StepResult:
+        gate = self._gates.open(execution.run.id)
+        try:
+            steps = InlineSteps(execution, self._stage, self._desk, gate)
+            return await Interpreter(steps).branches(execution.plan.step(step), place, share)
+        except Paused:
+            return StepResult(RunState.PAUSED)
+        except Stopped as stopped:
+            if stopped.stop.kind == "cancelled":
+                return StepResult(RunState.CANCELLED, reason=stopped.stop.reason)
+            raise Interrupted from stopped
+        except asyncio.CancelledError:
+            if (stop := _why()).kind == "cancelled":
+                return StepResult(RunState.CANCELLED, reason=stop.reason)
+            raise Interrupted from None
+        finally:
+            self._gates.close(execution.run.id, gate)
+
+    async def _carried_out(self, request: RunRequest, work: Coroutine[Any, Any, StepResult]) -> dict[str, Any]:
+        """The result, for Temporal: what interrupts an attempt is followed by another, and what refuses it is not."""
         try:
             with trace.inside(request.trace):
-                working = asyncio.create_task(self._desk.work(work, beat=beat, cancelled=_why))
-            return _encoded(await _see_through(working))
+                return _encoded(await _see_through(asyncio.create_task(work)))
         except Fenced as error:
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from error
         except AppendSkipped as error:
             raise ApplicationError(error.message, type=error.code) from error
         except Interrupted as error:  # what ends a process in order is not worth a traceback in its log
             raise ApplicationError(error.message, type=error.code, category=ApplicationErrorCategory.BENIGN) from error
+
+    # -- brief ones ------------------------------------------------------------------------------------------------------
+
+    @activity.defn(name=said.CHOOSE)
+    async def choose(self, job: said.StepInput) -> str:
+        """Which side of a condition holds."""
+        branch: str = await self._of_the_plan(job, self._stage.choose)
+        return branch
+
+    @activity.defn(name=said.ASK_APPROVAL)
+    async def ask_approval(self, job: said.StepInput) -> str:
+        """Ask for a decision; its id."""
+        wanted: str = await self._of_the_plan(job, partial(self._stage.request_approval, visit=job.visit))
+        return wanted
+
+    @activity.defn(name=said.EXPIRE_APPROVAL)
+    async def expire_approval(self, job: said.StepInput) -> dict[str, Any]:
+        """What holds when nobody has decided in time."""
+        run, plan = await self._planned(job.run_id)
+        verdict = await self._stage.expire_approval(run, plan.step(job.step), job.visit)
+        encoded: dict[str, Any] = msgspec.to_builtins(verdict)
+        return encoded
+
+    @activity.defn(name=said.CHILD_INPUT)
+    async def child_input(self, job: said.StepInput) -> Any:
+        """The argument of a workflow that is a step."""
+        return await self._of_the_plan(job, self._stage.child_input)
+
+    @activity.defn(name=said.CHILD_OUTPUT)
+    async def child_output(self, job: said.ChildOutput) -> None:
+        """Say what a workflow that is a step brought."""
+        _, plan = await self._planned(job.run_id)
+        await self._stage.child_output(job.run_id, plan.step(job.step), job.result)
+
+    @activity.defn(name=said.TELL)
+    async def tell(self, job: said.TellInput) -> None:
+        """Say progress in the run's log."""
+        progress = msgspec.convert(job.progress, list[Progress])
+        await self._stage.tell(job.run_id, "plan", job.rank, job.number, progress, again=job.rank > 1)
+
+    @activity.defn(name=said.END_PLAN)
+    async def end_plan(self, job: said.PlanEnd) -> None:
+        """Close the log of a run whose plan has come to an end. Harmless when it has an ending."""
+        request = await self._log.request(job.run_id)
+        if request is not None:
+            plan = Plan.model_validate(request.plan)
+            await self._stage.end(job.run_id, plan, msgspec.convert(job.result, StepResult))
+
+    async def _of_the_plan(self, job: said.StepInput, act: Callable[[Run, RunRequest, Plan, Node], Awaitable[Any]]) -> Any:
+        """Something that needs what earlier steps have brought. A template's mistake is not tried again."""
+        run, request = await self._log.run(job.run_id), await self._log.request(job.run_id)
+        if run is None or request is None:
+            raise ApplicationError("The run's log is gone.", type=TemplateFailed.code, non_retryable=True)
+        plan = Plan.model_validate(request.plan)
+        try:
+            return await act(run, request, plan, plan.step(job.step))
+        except TemplateFailed as error:
+            benign = ApplicationErrorCategory.BENIGN
+            raise ApplicationError(error.message, type=error.code, non_retryable=True, category=benign) from error
+
+    async def _planned(self, run_id: str) -> tuple[Run, Plan]:
+        run, request = await self._log.run(run_id), await self._log.request(run_id)
+        if run is None or request is None:
+            raise LogMissing
+        return run, Plan.model_validate(request.plan)
 
     async def _asked(self, run_id: str, beat: Callable[[], None]) -> tuple[Run | None, RunRequest | None]:
         """The run and its request, however long the log is away: an outage is no failure of an attempt."""
@@ -84,9 +228,9 @@ class Activities:
                 beat()
                 await asyncio.sleep(_PATIENCE_S)
 
-    @activity.defn(name=END_RUN)
-    async def end_run(self, job: EndInput) -> None:
-        """Close the log of a run that no agent ended. Harmless when it has an ending."""
+    @activity.defn(name=said.END_RUN)
+    async def end_run(self, job: said.EndInput) -> None:
+        """Close the log of a run that no plan ended. Harmless when it has an ending."""
         if job.state == RunState.COMPLETED:
             await self._foreign.complete(job.run_id, job.result)
         elif job.state == RunState.CANCELLED:
@@ -95,11 +239,11 @@ class Activities:
             failure = endings.ENGINE_ERROR if job.failure is None else msgspec.convert(job.failure, Failure)
             await self._ender.fail(job.run_id, failure)
 
-    @activity.defn(name=SAY)
-    async def say(self, job: SayInput) -> None:
+    @activity.defn(name=said.SAY)
+    async def say(self, job: said.SayInput) -> None:
         """Say an event in the run's log; harmless when the run has ended meanwhile."""
         try:
-            await self._herald.say(job.run_id, EventType(job.type), job.payload, once=job.once, state=RunState(job.state))
+            await self._stage.herald.say(job.run_id, EventType(job.type), job.payload, once=job.once, state=RunState(job.state))
         except (LogClosed, LogMissing):
             activity.logger.info("a run had ended before %s could be said", job.type)
 

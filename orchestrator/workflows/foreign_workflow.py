@@ -13,15 +13,14 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, ChildWorkflowError, TimeoutError, is_cancelled_exception
+from temporalio.exceptions import ApplicationError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
-    from orchestrator import endings
-    from orchestrator.errors import Failure
     from orchestrator.runs import RunState
-    from orchestrator.workflows.run_workflow import END_RUN, EndInput
+    from orchestrator.workflows.failures import failure_of
+    from orchestrator.workflows.messages import END_RUN, EndInput
 
 FOREIGN_WORKFLOW = "HeadgateWatch"
 
@@ -59,7 +58,7 @@ class ForeignWorkflow:
             if is_cancelled_exception(error):
                 await self._end(EndInput(job.run_id, RunState.CANCELLED.value, reason=workflow.cancellation_reason() or None))
                 raise
-            failure = _failure(error)
+            failure = failure_of(error)
             await self._end(EndInput(job.run_id, RunState.FAILED.value, msgspec.to_builtins(failure)))
             raise ApplicationError(failure.message, type=failure.code, non_retryable=True) from error
         await self._end(EndInput(job.run_id, RunState.COMPLETED.value, result=result))
@@ -71,14 +70,3 @@ class ForeignWorkflow:
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
         )
-
-
-def _failure(error: BaseException) -> Failure:
-    """What the user's workflow failed with; the innermost failure has the words."""
-    cause: BaseException = error
-    while (deeper := cause.__cause__) is not None:
-        cause = deeper
-    if isinstance(cause, TimeoutError):
-        return endings.TIMEOUT
-    code = cause.type if isinstance(cause, ApplicationError) else None
-    return endings.of_workflow(code, getattr(cause, "message", None) or str(cause))

@@ -24,7 +24,8 @@ from orchestrator.plans.plan import Plan
 from orchestrator.runs import Run, RunRequest
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.foreign_workflow import FOREIGN_WORKFLOW, ForeignInput, ForeignWorkflow, watcher_id
-from orchestrator.workflows.run_workflow import WORKFLOW, RunInput, RunWorkflow
+from orchestrator.workflows.messages import RunInput
+from orchestrator.workflows.run_workflow import WORKFLOW, RunWorkflow
 from orchestrator.workflows.timeline import timeline
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from orchestrator.events import Entry, Event, EventType, Gap, encode
 from orchestrator.runs import Principal, Run
 
 AT = "2026-01-01T00:00:00.000Z"
-RUN = Run(id="task-" + "0" * 32, tenant="t", model="m", answers="agent", created_ms=1_000)
+RUN = Run(id="task-" + "0" * 32, tenant="t", model="m", answers=("agent",), created_ms=1_000)
 ALICE = Principal("t", "alice")
 ROLE = b'"role":"assistant"'
 

@@ -25,7 +25,7 @@ def event(seq: int, type: str, **fields: Any) -> Event:
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 EVENTS: Sequence[Event] = (
-    event(1, "WORKFLOW_STARTED", payload={"model": "m", "answers": "agent"}),
+    event(1, "WORKFLOW_STARTED", payload={"model": "m", "answers": ["agent"]}),
     event(2, "LLM_PARTIAL", agent_id="agent", message="It is "),
     event(3, "LLM_PARTIAL", agent_id="agent", message="a gate…\u2028"),
     event(4, "LLM_OUTPUT", agent_id="agent", message="It is a gate…\u2028", payload={"finish_reason": "stop", "usage": USAGE}),

@@ -12,7 +12,7 @@ from headgate.live import LivePrinter, words
 from headgate.terminal import note, print_facts, print_table, styled, tame
 
 RUN = "task-0123456789abcdef0123456789abcdef"
-STARTED = ("WORKFLOW_STARTED", None, None, {"answers": "writer"})
+STARTED = ("WORKFLOW_STARTED", None, None, {"answers": ["writer"]})
 COMPLETED = ("WORKFLOW_COMPLETED", None, None, {"result": "", "finish_reason": "stop", "usage": {"prompt_tokens": 1}})
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from orchestrator.control import ApprovalNotFound
+from orchestrator.approvals import ApprovalNotFound
 from orchestrator.engine import ControlState, Decision, Engine, Publication, PublishedEvent
 from orchestrator.errors import RunConflict, RunNotFound
 from orchestrator.runs import RunState

@@ -92,7 +92,7 @@ class World:
 
     async def open_run(self) -> str:
         """A run that only publishers write to."""
-        run = Run(id=new_run_id(self.store.now_ms(), os.urandom), tenant="acme", model="said", answers="agent", created_ms=1)
+        run = Run(id=new_run_id(self.store.now_ms(), os.urandom), tenant="acme", model="said", answers=("agent",), created_ms=1)
         await MemoryLog(self.store).open(run, RunRequest("said", "said", {}, {}), [])
         return run.id
 

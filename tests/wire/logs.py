@@ -13,7 +13,7 @@ AGENT = "agent"
 
 
 def run(**options: bool) -> Run:
-    return Run(id=RUN_ID, tenant="t", model="local/m", answers=AGENT, created_ms=CREATED_MS, options=ChatOptions(**options))
+    return Run(id=RUN_ID, tenant="t", model="local/m", answers=(AGENT,), created_ms=CREATED_MS, options=ChatOptions(**options))
 
 
 class LogBook:

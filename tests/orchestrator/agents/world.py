@@ -73,13 +73,15 @@ class World:
     ) -> Job:
         """A run whose agent plays this script, opened in the log."""
         run_id = new_run_id(int(time.time() * 1000), secrets.token_bytes)
-        run = Run(run_id, "tenant", "model", "agent", int(time.time() * 1000), durable=False)
+        run = Run(run_id, "tenant", "model", ("agent",), int(time.time() * 1000), durable=False)
         asked = {"messages": [{"role": "user", "content": f"/script\n{script}"}], **(body or {})}
         request = RunRequest("model", "model", {}, asked)
         started = Event(EventType.WORKFLOW_STARTED, "2026-01-01T00:00:00.000Z")
         self.fanout.hold(run.id, "tenant")
         await self.log.open(run, request, [encode(started)], events=[started])
-        return Job(run, request, Agent(**{"upstream": ("demo",), **step}), attempt, final=True, lease_ms=lease_ms)
+        return Job(
+            run, request, Agent(**{"name": "agent", "upstream": ("demo",), **step}), attempt, final=True, lease_ms=lease_ms
+        )
 
     async def work(self, job: Job) -> StepResult:
         async with asyncio.timeout(WAIT_S):

@@ -78,7 +78,7 @@ async def test_the_same_question_is_given_the_same_answer_by_a_run_of_its_own(sh
     again, repeated = await answered(here, ask(options=options, session_id="s", metadata={"a": "b"}))
     assert calls(shared) == 1
     assert said(repeated) == said(events)
-    assert payload(repeated[0]) == {"model": "cached", "answers": "agent", "durable": False, "cached_from": first.id}
+    assert payload(repeated[0]) == {"model": "cached", "answers": ["agent"], "durable": False, "cached_from": first.id}
     assert payload(repeated[-2]) == {**payload(events[-2]), "duration_ms": 0}
     assert {event.timestamp for event in repeated} == {repeated[0].timestamp}
     assert (again.id != first.id, again.repeated) == (True, False)

@@ -12,7 +12,7 @@ from orchestrator.events import Entry, Event, encode, restamped
 from orchestrator.runs import Run, RunState
 
 AT = "2026-01-01T00:00:00.000Z"
-RUN = Run(id=f"task-{1:032x}", tenant="acme", model="m", answers="agent", created_ms=1, state=RunState.COMPLETED)
+RUN = Run(id=f"task-{1:032x}", tenant="acme", model="m", answers=("agent",), created_ms=1, state=RunState.COMPLETED)
 ENDING = {"result": "ab", "usage": {"total_tokens": 3}, "finish_reason": "stop", "duration_ms": 9}
 
 
@@ -112,7 +112,7 @@ def test_a_log_that_is_not_whole_or_ended_otherwise(entries: list[Entry]) -> Non
 
 @pytest.mark.parametrize("state", [state for state in RunState if state is not RunState.COMPLETED])
 def test_a_run_that_is_not_completed(state: RunState) -> None:
-    run = Run(id=RUN.id, tenant="acme", model="m", answers="agent", created_ms=1, state=state)
+    run = Run(id=RUN.id, tenant="acme", model="m", answers=("agent",), created_ms=1, state=state)
     assert found(log(*SAID), run) is None
 
 

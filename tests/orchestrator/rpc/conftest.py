@@ -82,7 +82,7 @@ class Door:
         if max_events is not None:
             self.store.max_events = max_events
         log = MemoryLog(self.store)
-        run = Run(id=new_run_id(1_730_000_000_000, _Counting()), tenant="acme", model="demo", answers="agent", created_ms=1)
+        run = Run(id=new_run_id(1_730_000_000_000, _Counting()), tenant="acme", model="demo", answers=("agent",), created_ms=1)
         await log.open(run, RunRequest("demo", "demo", {}, {}), [])
         return run.id, log
 

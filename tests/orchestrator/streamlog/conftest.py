@@ -81,7 +81,7 @@ class World:
 
     def run(self, *, created_ms: int = 1_700_000_000_000, tenant: str = "acme", number: int | None = None) -> Run:
         number = next(self._numbers) if number is None else number
-        return Run(id=f"task-{number:032x}", tenant=tenant, model="demo", answers="root", created_ms=created_ms)
+        return Run(id=f"task-{number:032x}", tenant=tenant, model="demo", answers=("root",), created_ms=created_ms)
 
 
 class MemoryWorld(World):

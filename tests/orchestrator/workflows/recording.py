@@ -22,6 +22,7 @@ from typing import Any
 from temporalio.client import Client
 
 from orchestrator.embedded import embedded
+from orchestrator.engine import Decision
 from orchestrator.workflows.worker import TemporalAddress
 from tests.orchestrator.engines import ACME
 from tests.orchestrator.processes import Shared
@@ -102,6 +103,106 @@ async def paused(shared: Shared) -> str:
         return await _finished(shared, run_id)
 
 
+TEAM = {
+    "parallel": {
+        "name": "team",
+        "on_error": "collect",
+        "branches": [
+            {"agent": {"name": "one", "upstream": "demo", "input": '/script\nsay "1"'}},
+            {"agent": {"name": "two", "upstream": "demo", "input": "/script\nstatus 400"}},
+        ],
+    }
+}
+
+
+def _agent(name: str, script: str, **more: Any) -> dict[str, Any]:
+    return {"agent": {"name": name, "upstream": "demo", "input": f"/script\n{script}", **more}}
+
+
+async def _planned(shared: Shared, plan: Mapping[str, Any], **others: Any) -> str:
+    async with shared.process({"planned": {"plan": plan}, **others}) as process:
+        return await _finished(shared, await process.submit("", model="planned"))
+
+
+async def steps(shared: Shared) -> str:
+    first, last = _agent("first", 'say "one"'), _agent("last", 'say "two"', answers=True)
+    return await _planned(shared, {"sequential": [first, TEAM, last]})
+
+
+async def branches_that_wait(shared: Shared) -> str:
+    """Branches with an approval among them are interpreted in the workflow."""
+    waiting = {"sequential": [{"approval": {"name": "ok", "action": "go on"}}, _agent("then", 'say "so"')]}
+    plan = {"sequential": [{"parallel": [_agent("beside", 'say "1"'), waiting]}, _agent("last", 'say "2"', answers=True)]}
+    return await _decided(shared, plan, approved=True)
+
+
+async def conditions(shared: Shared) -> str:
+    taken = {"conditional": {"if": "outputs.first == 'one'", "then": _agent("yes", 'say "yes"', answers=True)}}
+    left = {"conditional": {"if": "outputs.first == 'two'", "then": _agent("no", 'say "no"')}}
+    return await _planned(shared, {"sequential": [_agent("first", 'say "one"'), left, taken]})
+
+
+async def undecidable(shared: Shared) -> str:
+    return await _planned(shared, {"conditional": {"if": "1/0", "then": _agent("never", 'say "no"')}})
+
+
+async def retried(shared: Shared) -> str:
+    return await _planned(shared, {"retry": {"max_retries": 1, "delay_s": 0.01, "step": _agent("vain", "status 400")}})
+
+
+async def approved(shared: Shared) -> str:
+    plan = {"sequential": [{"approval": {"name": "ok", "action": "write"}}, _agent("last", 'say "2"')]}
+    return await _decided(shared, plan, approved=True)
+
+
+async def denied(shared: Shared) -> str:
+    plan = {"sequential": [{"approval": {"name": "ok", "action": "write"}}, _agent("last", 'say "2"')]}
+    return await _decided(shared, plan, approved=False)
+
+
+async def expired(shared: Shared) -> str:
+    plan = {"approval": {"name": "ok", "action": "write", "timeout_s": 0.1, "on_timeout": "approve"}}
+    return await _planned(shared, {"sequential": [plan, _agent("last", 'say "2"')]})
+
+
+async def child_model(shared: Shared) -> str:
+    child = {"workflow": {"name": "asked", "model": "other", "input": '/script\nsay "child"', "answers": True}}
+    return await _planned(shared, {"sequential": [child]}, other={"plan": {"agent": {"upstream": "demo"}}})
+
+
+async def paused_between_branches(shared: Shared) -> str:
+    plan = {
+        "sequential": [
+            {"parallel": [_agent("a", 'say "x "; wait 300ms; say "y"'), _agent("b", 'say "z"')]},
+            _agent("c", 'say "."', answers=True),
+        ]
+    }
+    async with shared.process({"planned": {"plan": plan}}) as process:
+        run_id = await process.submit("", model="planned")
+        await process.until(run_id, "LLM_PARTIAL")
+        await process.engine.pause(ACME, run_id, "lunch")
+        await process.until(run_id, "WORKFLOW_PAUSED")
+        await process.engine.resume(ACME, run_id)
+        return await _finished(shared, run_id)
+
+
+async def cancelled_between_branches(shared: Shared) -> str:
+    plan = {"sequential": [{"parallel": [_agent("a", "hang"), _agent("b", "hang")]}, _agent("c", 'say "."', answers=True)]}
+    async with shared.process({"planned": {"plan": plan}}) as process:
+        run_id = await process.submit("", model="planned")
+        await shared.upstream.witness.nth(1)
+        await process.engine.cancel(ACME, run_id, "enough")
+        return await _finished(shared, run_id)
+
+
+async def _decided(shared: Shared, plan: Mapping[str, Any], *, approved: bool) -> str:
+    async with shared.process({"planned": {"plan": plan}}) as process:
+        run_id = await process.submit("", model="planned")
+        await process.until(run_id, "APPROVAL_REQUESTED")
+        await process.engine.decide(ACME, run_id, Decision("ok", approved, "as you like"))
+        return await _finished(shared, run_id)
+
+
 SCENARIOS: Mapping[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -114,6 +215,17 @@ SCENARIOS: Mapping[str, Scenario] = {
         taken_over,
         lost,
         paused,
+        steps,
+        branches_that_wait,
+        conditions,
+        undecidable,
+        retried,
+        approved,
+        denied,
+        expired,
+        child_model,
+        paused_between_branches,
+        cancelled_between_branches,
     )
 }
 

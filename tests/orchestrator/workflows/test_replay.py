@@ -10,7 +10,8 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from orchestrator.workflows.run_workflow import END_RUN, WORKFLOW, EndInput, RunInput, RunWorkflow
+from orchestrator.workflows.messages import END_RUN, EndInput, RunInput
+from orchestrator.workflows.run_workflow import WORKFLOW, RunWorkflow
 from orchestrator.workflows.worker import workflow_runner
 from tests.orchestrator.workflows.recording import FOLDER, SCENARIOS
 

@@ -1,0 +1,195 @@
+"""A plan's steps, done by this process: those of a run that is not durable, or those that one activity of a durable run does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from orchestrator.agents.desk import Beat, Desk, no_beat
+from orchestrator.agents.job import Stop
+from orchestrator.errors import HeadgateError
+from orchestrator.events import EventType
+from orchestrator.gate import Gate
+from orchestrator.plans.interpreter import Branch, Paused, StepContext, StepResult, Verdict
+from orchestrator.plans.plan import Plan
+from orchestrator.plans.progress import Place, Progress, Share
+from orchestrator.plans.steps import Approval
+from orchestrator.plans.template import TemplateFailed
+from orchestrator.plans.tree import Node
+from orchestrator.runs import Run, RunRequest, RunState
+from orchestrator.stage import Stage
+from orchestrator.streamlog.log import LogUnavailable
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_S = 0.5
+_ATTEMPTS = 1000
+"""Writers' attempts of one execution: it may ask an agent again and again."""
+
+_Answer = TypeVar("_Answer")
+
+
+class Stopped(HeadgateError):
+    """The run was stopped while no agent worked for it."""
+
+    code = "interrupted"
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__()
+        self.stop = stop
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """Who carries out steps, and how. `rank` outranks executions before it. `writer` says progress.
+
+    `stays`: a pause is waited for here; otherwise the execution ends with it, and another goes on. `fresh`: nothing of the run
+    can be in its log yet.
+    """
+
+    run: Run
+    request: RunRequest
+    plan: Plan
+    rank: int
+    writer: str
+    lease_ms: int
+    stays: bool
+    fresh: bool
+    beat: Beat = no_beat
+    cancelled: Callable[[], Stop] | None = None
+
+
+class InlineSteps(StepContext):
+    """`StepContext` in this process."""
+
+    def __init__(self, execution: Execution, stage: Stage, desk: Desk, gate: Gate) -> None:
+        self._execution = execution
+        self._stage = stage
+        self._desk = desk
+        self._gate = gate
+        self._asked: dict[str, int] = {}
+        self._told = 0
+        self._working = 0
+
+    async def checkpoint(self, step: str) -> None:
+        """Raises Stopped when the run is cancelled, or the process goes down, while it stands still."""
+        gate, stays = self._gate, self._execution.stays
+        if gate.open:
+            return
+        if gate.stop is None and not stays:
+            raise Paused
+        name, said = str(gate.count), False
+        while gate.pause is not None and gate.stop is None:
+            if not said and not self._working:
+                said = True
+                await self._say(EventType.WORKFLOW_PAUSED, {"checkpoint": step, **gate.pause}, f"paused-{name}", RunState.PAUSED)
+            await self._change(step, None)
+        if gate.stop is not None:
+            raise Stopped(gate.stop)
+        if said:
+            await self._say(EventType.WORKFLOW_RESUMED, gate.resumed, f"resumed-{name}", RunState.RUNNING)
+
+    async def run_agent(self, node: Node, visit: int, *, final: bool) -> StepResult:
+        execution = self._execution
+        asked = self._asked[node.name] = self._asked.get(node.name, 0) + 1
+        self._working += 1
+        try:
+            job = await self._patiently(
+                lambda: self._stage.job(
+                    execution.run,
+                    execution.request,
+                    execution.plan,
+                    node,
+                    visit=visit,
+                    attempt=execution.rank * _ATTEMPTS + asked if execution.rank else asked,
+                    fresh=execution.fresh and asked == 1,
+                    final=final,
+                    lease_ms=execution.lease_ms,
+                )
+            )
+            return await self._desk.work(job, beat=execution.beat, cancelled=execution.cancelled or _sibling)
+        except TemplateFailed as error:
+            if final:
+                raise
+            return StepResult(RunState.FAILED, failure=error.failure(), step=node.name)
+        finally:
+            self._working -= 1
+            self._gate.notify()
+
+    async def run_whole(self, node: Node, place: Place, share: Share) -> StepResult | None:
+        return None
+
+    async def choose(self, node: Node) -> Branch:
+        execution = self._execution
+        return await self._patiently(lambda: self._stage.choose(execution.run, execution.request, execution.plan, node))
+
+    async def approve(self, node: Node, visit: int) -> Verdict:
+        execution, gate = self._execution, self._gate
+        assert isinstance(node.spec, Approval)
+        asking = self._stage.request_approval
+        wanted = await self._patiently(lambda: asking(execution.run, execution.request, execution.plan, node, visit))
+        late = asyncio.get_running_loop().time() + node.spec.timeout_s
+        while wanted not in gate.decisions and gate.stop is None:
+            if asyncio.get_running_loop().time() >= late:
+                return await self._patiently(lambda: self._stage.expire_approval(execution.run, node, visit))
+            await self._change(node.name, late)
+        if gate.stop is not None:
+            raise Stopped(gate.stop)
+        return msgspec.convert(gate.decisions[wanted], Verdict)
+
+    async def run_child(self, node: Node, visit: int) -> StepResult:
+        raise AssertionError("a plan with a workflow of somebody else's is durable")
+
+    async def tell(self, progress: Sequence[Progress]) -> None:
+        execution = self._execution
+        self._told += 1
+        number, rank, again = self._told, execution.rank or 1, not execution.fresh
+        await self._patiently(lambda: self._stage.tell(execution.run.id, execution.writer, rank, number, progress, again=again))
+
+    async def renew(self, next_step: int, share: Share) -> None:
+        return
+
+    async def sleep(self, seconds: float) -> None:
+        gate = self._gate
+        late = asyncio.get_running_loop().time() + seconds
+        while gate.stop is None and asyncio.get_running_loop().time() < late:
+            await self._change("retry", late)
+        if gate.stop is not None:
+            raise Stopped(gate.stop)
+
+    def random(self) -> float:
+        return random.random()
+
+    async def _change(self, step: str, late: float | None) -> None:
+        """Until something changes, or it is late; the lease says meanwhile that the run is not forgotten."""
+        lease_ms = self._execution.lease_ms
+        rank = self._execution.rank or 1
+        await self._patiently(lambda: self._stage.log.claim(self._execution.run.id, f"waiting:{step}", rank, lease_ms))
+        self._gate.changed.clear()
+        bound = asyncio.get_running_loop().time() + lease_ms / 3000
+        try:
+            async with asyncio.timeout_at(bound if late is None else min(bound, late)):
+                await self._gate.changed.wait()
+        except TimeoutError:
+            return
+
+    async def _say(self, kind: EventType, payload: dict[str, str | None], once: str, state: RunState) -> None:
+        await self._patiently(lambda: self._stage.herald.say(self._execution.run.id, kind, payload, once=once, state=state))
+
+    async def _patiently(self, act: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """However long the log is away: an outage is no failure of the run."""
+        while True:
+            try:
+                return await act()
+            except LogUnavailable as error:
+                _log.warning("a step waits for the log: %s", error, extra={"workflow_id": self._execution.run.id})
+                await asyncio.sleep(_PATIENCE_S)
+
+
+def _sibling() -> Stop:
+    """Nobody but the interpreter cancels what an agent does here, and only for the sake of another branch."""
+    return Stop("cancelled", "another branch has failed")

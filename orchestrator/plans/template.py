@@ -1,0 +1,207 @@
+"""Templates and expressions of plans: Jinja's language, less everything that reaches outside or grows without bound. No I/O.
+
+A template sees `input` (what the user asked last), `messages`, `outputs` (of earlier steps, by name), `context`, `metadata` and
+`session_id`, and nothing else: no attribute of Python's, no macros, imports or assignments. What it makes is bounded in size, and
+so is the number of its loops' rounds, because plans can come with requests. A name that is not there is an error, never a blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from orchestrator.errors import HeadgateError
+
+NAMES = frozenset({"input", "messages", "outputs", "context", "metadata", "session_id"})
+"""What a template may name."""
+
+OUTPUTS = "outputs"
+
+MAX_CHARS = 1 << 20
+MAX_ROUNDS = 100_000
+
+_FILTERS = frozenset(
+    {"abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "join", "last", "length"}
+    | {"list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "select", "selectattr"}
+    | {"sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount"}
+)
+_METHODS = frozenset(
+    {"endswith", "find", "get", "items", "keys", "lower", "lstrip", "rstrip", "split", "splitlines", "startswith", "strip"}
+    | {"title", "upper", "values"}
+)
+_LOOP = frozenset({"first", "index", "index0", "last", "length", "revindex"})
+_STATEMENTS = (nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Expr, nodes.Helper)
+_ROUNDS = "_rounds"
+
+
+class TemplateFailed(HeadgateError):
+    """A template of the plan could not be filled in."""
+
+    code = "template_failed"
+
+
+class TemplateInvalid(ValueError):
+    """What is wrong with a template's text. Its words are for whoever wrote it."""
+
+
+class _Rounds:
+    left = MAX_ROUNDS
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        allowed = _LOOP if isinstance(obj, LoopContext) else _METHODS
+        return attr in allowed and super().is_safe_attribute(obj, attr, value)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """A key before a method: an output may be called `items`."""
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" or (not numbers and operator != "+"):
+            raise SecurityError(f"'{operator}' is for numbers" if operator != "**" else "there is no '**'")
+        return super().call_binop(context, operator, left, right)
+
+
+@pass_context
+def _bounded(context: Context, values: Iterable[Any]) -> Iterator[Any]:
+    rounds: _Rounds = context[_ROUNDS]
+    for value in values:
+        rounds.left -= 1
+        if rounds.left < 0:
+            raise SecurityError(f"its loops take more than {MAX_ROUNDS} rounds")
+        yield value
+
+
+def _replace(text: str, old: str, new: str) -> str:
+    text, old, new = str(text), str(old), str(new)
+    if len(text) + text.count(old) * len(new) > MAX_CHARS:
+        raise SecurityError("it makes too much text")
+    return text.replace(old, new)
+
+
+def _environment() -> _Environment:
+    environment = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters = {name: value for name, value in environment.filters.items() if name in _FILTERS}
+    environment.filters |= {"replace": _replace, "lines": str.splitlines, "_bounded": _bounded}
+    environment.globals = {}
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+def is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text or "{#" in text
+
+
+def render(text: str, names: Mapping[str, Any]) -> str:
+    """The text with everything filled in. Raises TemplateFailed."""
+    if not is_template(text):
+        return text
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in _ENVIRONMENT.from_string(_parsed(text)).generate({**names, _ROUNDS: _Rounds()}):
+            size += len(part)
+            if size > MAX_CHARS:
+                raise SecurityError("it makes too much text")
+            parts.append(part)
+    except _MISTAKES as error:
+        raise TemplateFailed(f"A template of the plan could not be filled in: {_why(error)}") from error
+    return "".join(parts)
+
+
+def evaluate(expression: str, names: Mapping[str, Any]) -> bool:
+    """Whether the expression is true. Raises TemplateFailed if it cannot be said."""
+    try:
+        template = _ENVIRONMENT.from_string(_condition(expression))
+        value = getattr(template.make_module({**names, _ROUNDS: _Rounds()}), "result", None)
+        if isinstance(value, Undefined):
+            value._fail_with_undefined_error()
+        return bool(value)
+    except _MISTAKES as error:
+        raise TemplateFailed(f"The condition '{expression[:200]}' has no value: {_why(error)}") from error
+
+
+def check_template(text: str) -> frozenset[str]:
+    """The outputs that a template names. Raises TemplateInvalid."""
+    return _references(_parsed(text)) if is_template(text) else frozenset()
+
+
+def check_expression(text: str) -> frozenset[str]:
+    """The outputs that an expression names. Raises TemplateInvalid."""
+    return _references(_condition(text))
+
+
+_MISTAKES = (TemplateError, TemplateInvalid, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What a template can do wrong while it is filled in."""
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> nodes.Template:
+    try:
+        tree = _ENVIRONMENT.parse(text)
+    except TemplateSyntaxError as error:
+        raise TemplateInvalid(f"is no template: {error.message}") from None
+    _check(tree)
+    for loop in list(tree.find_all(nodes.For)):
+        loop.iter = nodes.Filter(loop.iter, "_bounded", [], [], None, None, lineno=loop.lineno)
+    return tree
+
+
+@lru_cache(maxsize=1024)
+def _condition(text: str) -> nodes.Template:
+    try:
+        tree = _ENVIRONMENT._parse("{{" + text + "}}", None, None)
+    except TemplateSyntaxError as error:
+        raise TemplateInvalid(f"is no expression: {error.message}") from None
+    _check(tree)
+    output = tree.body[0] if len(tree.body) == 1 else None
+    if not isinstance(output, nodes.Output) or len(output.nodes) != 1:
+        raise TemplateInvalid("is no expression")
+    target = nodes.Name("result", "store", lineno=1)
+    module = nodes.Template([nodes.Assign(target, output.nodes[0], lineno=1)], lineno=1)
+    module.set_environment(_ENVIRONMENT)
+    return module
+
+
+def _check(tree: nodes.Template) -> None:
+    for node in tree.find_all(nodes.Node):
+        if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
+            raise TemplateInvalid(f"uses '{type(node).__name__.lower()}'; only output, if and for are allowed")
+        if isinstance(node, nodes.Concat):
+            raise TemplateInvalid("uses '~'; write two outputs side by side instead")
+        if isinstance(node, nodes.Filter) and node.name not in _ENVIRONMENT.filters:
+            raise TemplateInvalid(f"uses the filter '{node.name}', which there is not")
+    bound = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"} | {"loop"}
+    for node in tree.find_all(nodes.Name):
+        if node.ctx == "load" and node.name not in NAMES and node.name not in bound:
+            raise TemplateInvalid(f"names '{node.name}', which there is not (there are {', '.join(sorted(NAMES))})")
+
+
+def _references(tree: nodes.Template) -> frozenset[str]:
+    found: set[str] = set()
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        if not isinstance(node.node, nodes.Name) or node.node.name != OUTPUTS:  # type: ignore[attr-defined]
+            continue
+        if isinstance(node, nodes.Getattr):
+            found.add(node.attr)
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+            found.add(str(node.arg.value))
+    return frozenset(found)
+
+
+def _why(error: BaseException) -> str:
+    return str(error)[:300] or type(error).__name__
