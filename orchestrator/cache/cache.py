@@ -62,7 +62,7 @@ class Cache:
         """Open the run with all that it will ever say. Temporal has no part in it, so it is not a durable one."""
         at = timestamp(run.created_ms)
         run = msgspec.structs.replace(run, durable=False, state=RunState.COMPLETED, cached=Cached(found.run_id))
-        about = {"model": run.model, "answers": run.answers, "durable": False, "cached_from": found.run_id}
+        about = {"model": run.model, "answers": list(run.answers), "durable": False, "cached_from": found.run_id}
         started = Event(EventType.WORKFLOW_STARTED, at, payload=about)
         ending = completed_as(at, {**found.ending, "duration_ms": 0})
         bodies = [encode(started), *(restamped(body, at) for body in found.bodies), *map(encode, ending)]
