@@ -62,8 +62,8 @@ class Plan(Step):
                 yield node, node.spec
 
     def tools(self) -> frozenset[str]:
-        """Every tool, and every server of tools, that the plan's agents list."""
-        return frozenset(self.agent.tools)
+        """Every tool, and every server of tools, of the agents that answer: theirs stand beside those of the request."""
+        return frozenset(tool for node, agent in self.agents() if node.name in self.answers for tool in agent.tools)
 
     def upstreams(self) -> frozenset[str]:
         """Every upstream that the plan names."""
