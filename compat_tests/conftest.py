@@ -57,6 +57,7 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
         "grpc": {"port": unused_port()},
         "backends": {"redis": backends.redis, "temporal": backends.temporal, "postgres": backends.postgres},
         "upstreams": _upstreams(model_server),
+        "tools": {name: {"python": f"compat_tests.toolbox:{name}"} for name in ("weather", "login")},
         "models": {
             "demo": _model("demo"),
             "demo-none": _model("demo", durability="none"),
@@ -76,6 +77,8 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
             "cached": _model("demo", cache={"exact": True}),
             "cached-none": _model("demo", durability="none", cache={"exact": True}),
             "stays": _model("wire", on_disconnect="continue"),
+            "equipped": _equipped("wire"),
+            "equipped-none": _equipped("demo", durability="none"),
             "wire/*": _model("wire"),
             "*": _model("wire"),
         },
@@ -137,6 +140,10 @@ def unused_port() -> int:
 
 def _model(*upstream: str, on_cut: str = "fail", **options: Any) -> dict[str, Any]:
     return {"plan": {"agent": {"upstream": list(upstream), "on_cut": on_cut}}, **options}
+
+
+def _equipped(upstream: str, **options: Any) -> dict[str, Any]:
+    return {"plan": {"agent": {"upstream": upstream, "tools": ["weather", "login"], "max_turns": 4}}, **options}
 
 
 @pytest.fixture(params=MODELS)

@@ -114,6 +114,14 @@ MANIFEST: Mapping[str, Promised] = {
         "The same question to a model with a cache is given the same answer, by a run of its own, and `X-Cache` says so.", "§3"
     ),
     "cache.tenant": Promised("What one tenant was answered, another is never given.", "design §1"),
+    "tools.coherent": Promised(
+        "A model that calls tools of its own gives one answer, and shows none of the calls.", "orchestration §1"
+    ),
+    "tools.resume": Promised("Its stream is resumed at any chunk.", "design §1"),
+    "tools.clients-own": Promised("A call of the client's tool ends the turn all the same.", "orchestration §1"),
+    "tools.names": Promised("A client's tool cannot have the name of one of the model's.", "orchestration §1"),
+    "tools.turns": Promised("A model that only calls tools fails, and says so.", "orchestration §1, design §1"),
+    "tools.events": Promised("Calls and what came of them are events at every door, without secrets.", "native §2"),
     "sdk.whole": Promised("openai-python: whole answers.", "§3"),
     "sdk.stream": Promised("openai-python: streams, with usage and without.", "§1"),
     "sdk.stream-helper": Promised("openai-python: `.stream()` accumulates.", "§1 [1, 5]"),
