@@ -26,6 +26,8 @@ from gateway.transports.drain import Drain
 from gateway.transports.error_response import error_response, of_http
 from orchestrator import trace
 from orchestrator.errors import HeadgateError, InvalidRequest, RunNotFound
+from orchestrator.limits.headers import rate_limit_headers
+from orchestrator.limits.quota import Quota
 from orchestrator.runs import Principal
 from orchestrator.signing import Claims
 
@@ -34,6 +36,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 WORKFLOW_ID = web.RequestKey("workflow_id", str)
 REPEATED = web.RequestKey("repeated", bool)
 CACHE = web.RequestKey("cache", str)
+QUOTA = web.RequestKey("quota", Quota)
 TICKET = web.RequestKey("ticket", Ticket)
 CLAIMS = web.RequestKey("claims", Claims)
 """What a gateway has signed of its request to an orchestrator that runs apart."""
@@ -49,12 +52,16 @@ _UNMATCHED = "unmatched"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def about_run(request: web.Request, run_id: str, *, repeated: bool = False, cache: str | None = None) -> None:
+def about_run(
+    request: web.Request, run_id: str, *, repeated: bool = False, cache: str | None = None, quota: Quota | None = None
+) -> None:
     """From here on the request's response and log lines name this run. `repeated`: an earlier request has begun it. `cache`: what
-    was found there, if the model has one.
+    was found there, if the model has one. `quota`: what the caller's limits let through yet, if there are any.
     """
     request[WORKFLOW_ID] = run_id
     request[REPEATED] = repeated
+    if quota is not None:
+        request[QUOTA] = quota
     if cache is not None:
         request[CACHE] = cache
     structlog.contextvars.bind_contextvars(workflow_id=run_id)
@@ -137,6 +144,7 @@ class Edge:
             headers["Idempotency-Replayed"] = "true"
         if found := request.get(CACHE):
             headers["X-Cache"] = headers["X-Headgate-Cache"] = found
+        headers.update(rate_limit_headers(request.get(QUOTA)))
 
     async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = perf_counter()

@@ -9,6 +9,7 @@
     ├── MethodNotAllowed          405  `allow` names the methods
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
+    ├── RateLimited               429  in `orchestrator.errors`
     ├── HeadersTooLarge           431
     ├── Draining                  503  this replica is going away
     ├── RunInProgress             409  the run has not ended yet; `retry_after_s`
@@ -26,7 +27,8 @@ import math
 
 import msgspec
 
-from orchestrator.errors import Failure, HeadgateError, InsufficientScope
+from orchestrator.errors import Failure, HeadgateError, InsufficientScope, RateLimited
+from orchestrator.limits.headers import rate_limit_headers
 
 
 class Unauthorized(HeadgateError):
@@ -172,6 +174,8 @@ def headers(error: HeadgateError | Failure) -> dict[str, str]:
         out["retry-after-ms"] = str(math.ceil(wait_s * 1000))
     if not error.retryable and (error.status >= 500 or error.status in _RETRIED_ANYWAY):
         out["x-should-retry"] = "false"
+    if isinstance(error, RateLimited):
+        out.update(rate_limit_headers(error.quota))
     if error.status == 401:
         out["www-authenticate"] = "Bearer"
     if isinstance(error, InsufficientScope) and error.scope is not None:

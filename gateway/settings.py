@@ -37,6 +37,7 @@ from gateway.settings_layers import Override, from_environment, interpolate, ove
 from gateway.settings_section import Section, is_loopback
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.errors import ModelNotFound
+from orchestrator.limits.config import Limits
 from orchestrator.plans.children import ChildLoop
 from orchestrator.plans.plan import Plan
 from orchestrator.plans.steps import Child
@@ -266,6 +267,7 @@ class Settings(Section):
     streams: Streams = Streams()
     runs: Runs = Runs()
     tasks: Tasks = Tasks()
+    limits: Limits = Limits()
     logging: Logging = Logging()
 
     @property

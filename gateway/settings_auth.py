@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, PositiveFloat, Secret
 
 from gateway.settings_section import Section, is_loopback
 from orchestrator.keys import ID
+from orchestrator.limits.config import LimitsOf
 from orchestrator.runs import EVERYDAY, Principal, Scope
 
 NAME = r"^[A-Za-z0-9_.-]{1,64}$"
@@ -35,10 +36,12 @@ class Key(Section):
     tenant: str = Field(default="default", pattern=NAME, description="Keys of a tenant see each other's runs.")
     scopes: frozenset[Scope] = Field(default=EVERYDAY, description="What its bearer may do; admin is everything.")
     expires: AwareDatetime | None = Field(default=None, description="From when on it is refused.")
+    limits: LimitsOf | None = Field(default=None, description="This key's own, each in place of the one in limits.key.")
 
     def principal(self) -> Principal:
         expires_ms = None if self.expires is None else int(self.expires.timestamp() * 1000)
-        return Principal(self.tenant, self.name, self.scopes, expires_ms=expires_ms)
+        limits = None if self.limits is None else self.limits.allowance()
+        return Principal(self.tenant, self.name, self.scopes, limits, expires_ms)
 
 
 _SECRET_CHARS = {"HS256": 32, "HS384": 48, "HS512": 64}

@@ -27,6 +27,7 @@ def configuration(settings: Settings) -> assembly.Configuration:
         heartbeat_s=settings.runs.heartbeat_s,
         janitor_s=settings.runs.janitor_s,
         drain_s=settings.server.drain_s,
+        limits=settings.limits.policy(),
     )
 
 

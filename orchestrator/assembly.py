@@ -27,7 +27,10 @@ from orchestrator.gate import Gates
 from orchestrator.herald import Herald
 from orchestrator.inline import InlineRuns
 from orchestrator.janitor import Janitor
-from orchestrator.limits.limits import Unlimited
+from orchestrator.limits.keeper import Keeper
+from orchestrator.limits.limits import LAPSE_S, Limits, Unlimited
+from orchestrator.limits.plan import Policy
+from orchestrator.limits.redis import RedisLimits
 from orchestrator.listing import Records
 from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics
@@ -74,6 +77,7 @@ class Configuration(msgspec.Struct, frozen=True):
     max_agents: int = 10_000
     drain_s: float = 20.0
     task_queue: str = "headgate"
+    limits: Policy = Policy()
 
 
 @asynccontextmanager
@@ -93,8 +97,13 @@ async def orchestrator(
         )
         owner = f"{os.getpid()}-{secrets.token_hex(4)}"
         store = await stack.enter_async_context(Postgres(addresses.postgres))
+        retention_ms = round(config.retention_s * 1000)
         log = await stack.enter_async_context(
-            RedisLog(addresses.redis, retention_ms=round(config.retention_s * 1000), max_events=config.max_events_per_run)
+            RedisLog(addresses.redis, retention_ms=retention_ms, max_events=config.max_events_per_run)
+        )
+        lapse_s = max(LAPSE_S, 4 * config.janitor_s)  # the janitor renews what runs hold
+        limits = await stack.enter_async_context(
+            RedisLimits(log.connection, config.limits, retention_ms=retention_ms, lapse_s=lapse_s)
         )
         session = await stack.enter_async_context(upstream_session())
         clock = clock or SystemClock()
@@ -107,6 +116,7 @@ async def orchestrator(
             clock=clock,
             owner=owner,
             tokens=Tokenizer(),
+            limits=limits,
         )
         yield await stack.enter_async_context(engine(config, parts))
 
@@ -122,6 +132,7 @@ class Parts(msgspec.Struct, frozen=True):
     clock: Clock
     owner: str
     tokens: Tokenizer
+    limits: Limits = Unlimited()
     temporal_wait_s: float = 10.0
 
 
@@ -134,7 +145,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
         fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
-        spending = Spending(log, Unlimited(), parts.tokens)
+        spending = Spending(log, parts.limits, parts.tokens)
         ender, herald, gates = Ender(log, metrics, clock, spending), Herald(log, clock), Gates()
         records = Records(log, store, clock)
         approvals = Approvals(log, records, herald, clock)
@@ -169,7 +180,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             drain_s=min(config.drain_s, _HAND_OVER_S),
         )
         await stack.enter_async_context(temporal.working(parts.temporal_wait_s))
-        janitor = Janitor(log, ender, temporal, clock, owner=parts.owner, round_s=config.janitor_s)
+        janitor = Janitor(log, ender, temporal, Keeper(log, parts.limits), clock, owner=parts.owner, round_s=config.janitor_s)
         await stack.enter_async_context(janitor.working())
         inline = InlineRuns(stage, desk, ender, gates, lease_ms=lease_ms)
         stack.push_async_callback(inline.close)
@@ -187,6 +198,8 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             inline=inline,
             temporal=temporal,
             ender=ender,
+            limits=parts.limits,
+            tokens=parts.tokens,
             cache=Cache(log, fanout, metrics, clock),
             metrics=metrics,
             clock=clock,

@@ -289,11 +289,12 @@ class Engine(Protocol):
         """The secret of this name that all replicas have: the first one that was proposed."""
 
     def subscribe(
-        self, principal: Principal, run_id: str, position: Position = BEGINNING
+        self, principal: Principal, run_id: str, position: Position = BEGINNING, *, answers: bool = False
     ) -> AbstractAsyncContextManager[Subscription]:
-        """Read a run's log after `position`, replay then live. Raises RunNotFound on entry.
+        """Read a run's log after `position`, replay then live. Raises RunNotFound, TooManyStreams and Unavailable on entry.
 
-        If the event that the position names does not exist, the first item is a `Gap`.
+        If the event that the position names does not exist, the first item is a `Gap`. `answers`: this is the answer to the
+        request that began the run, which is limited as a run and not as one more stream.
         """
 
     def resolve(self, model: str) -> Resolved:

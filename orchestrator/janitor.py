@@ -1,4 +1,5 @@
-"""The janitor: gives every run that nobody executes any more its ending, and starts durable runs whose start was lost.
+"""The janitor: gives every run that nobody executes any more its ending, starts durable runs whose start was lost, and lets what
+limits hold for the others not lapse.
 
 One process at a time does the rounds, by a lease in the log's store. Doing too much is harmless: a closed log refuses a second
 ending, and Temporal refuses a second workflow of the same run.
@@ -23,6 +24,7 @@ from orchestrator.clock import Clock
 from orchestrator.ender import Ender
 from orchestrator.endings import ENGINE_ERROR, TIMEOUT, WORKER_LOST
 from orchestrator.errors import Unavailable
+from orchestrator.limits.keeper import Keeper
 from orchestrator.runs import Run
 from orchestrator.streamlog.log import Log, LogUnavailable
 from orchestrator.workflows.worker import Execution, Temporal
@@ -43,11 +45,21 @@ class Janitor:
     """`round_s`: how often it goes round. `grace_s`: how long a run may have no live lease before it is looked into."""
 
     def __init__(
-        self, log: Log, ender: Ender, temporal: Temporal, clock: Clock, *, owner: str, round_s: float = 5.0, grace_s: float = 3.0
+        self,
+        log: Log,
+        ender: Ender,
+        temporal: Temporal,
+        keeper: Keeper,
+        clock: Clock,
+        *,
+        owner: str,
+        round_s: float = 5.0,
+        grace_s: float = 3.0,
     ) -> None:
         self._log = log
         self._ender = ender
         self._temporal = temporal
+        self._keeper = keeper
         self._clock = clock
         self._owner = owner
         self._round_s = round_s
@@ -79,6 +91,7 @@ class Janitor:
         known = set(active)
         self._unattended = {run_id: since for run_id, since in self._unattended.items() if run_id in known}
         waiting = await self._look_at(active)
+        await self._keeper.keep(active)
         await _each(self._ask_temporal, waiting[:_ASKS_PER_ROUND], _ASKS_AT_ONCE)
         return True
 

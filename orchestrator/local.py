@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Literal
+
+import msgspec
 
 from orchestrator import trace
 from orchestrator.cache.cache import Cache
@@ -37,6 +39,7 @@ from orchestrator.foreign import workflow_input
 from orchestrator.inline import InlineRuns
 from orchestrator.issuing import Issuing
 from orchestrator.keys import ApiKey, Fingerprint, Rotated, StoredKey
+from orchestrator.limits.limits import Limits
 from orchestrator.limits.quota import Allowance
 from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
@@ -54,10 +57,12 @@ from orchestrator.runs import (
     last_said,
     new_run_id,
 )
+from orchestrator.spending.estimate import estimate
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
-from orchestrator.streamlog.log import BEGINNING, Log, LogUnavailable, Position
+from orchestrator.streamlog.log import BEGINNING, Log, LogExists, LogUnavailable, Position
 from orchestrator.tools.collisions import check_request
+from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.upstream import ModelCard, Upstream, UpstreamError
 from orchestrator.workflows.worker import Temporal
 
@@ -84,6 +89,8 @@ class LocalEngine:
         inline: InlineRuns,
         temporal: Temporal,
         ender: Ender,
+        limits: Limits,
+        tokens: Tokenizer,
         cache: Cache,
         metrics: Metrics,
         clock: Clock,
@@ -100,6 +107,8 @@ class LocalEngine:
         self._inline = inline
         self._temporal = temporal
         self._ender = ender
+        self._limits = limits
+        self._tokens = tokens
         self._cache = cache
         self._metrics = metrics
         self._clock = clock
@@ -167,6 +176,23 @@ class LocalEngine:
             timestamp(now_ms),
             payload={"model": run.model, "answers": list(run.answers), "durable": run.durable},
         )
+        counts = self._limits.counts_tokens(principal)
+        wants = await estimate(self._tokens, submission, resolved) if counts else None
+        admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=submission.idempotency is not None)
+        run = msgspec.structs.replace(run, hold=admitted.hold)
+        try:
+            begun = await self._answer(run, request, started, submission, entry)
+        except LogExists:
+            raise  # whoever opened it holds what it was admitted with, which is the same
+        except BaseException:
+            self._limits.cancel(run)
+            raise
+        if begun.cached is not None:
+            self._limits.cancel(run)
+        return msgspec.structs.replace(begun, quota=admitted.quota)
+
+    async def _answer(self, run: Run, request: RunRequest, started: Event, submission: Submission, entry: ModelEntry) -> Run:
+        """Give an answer again, or start what gives a new one. Raises LogExists."""
         if entry.cache is not None and entry.plan is not None and submission.cache != "avoid":
             renew = submission.cache == "renew"
             if (answered := await self._cache.answer(run, request, entry.plan, entry.cache, renew=renew)) is not None:
@@ -270,10 +296,13 @@ class LocalEngine:
         return await self._store.keys.secret(name, proposed)
 
     @asynccontextmanager
-    async def subscribe(self, principal: Principal, run_id: str, position: Position = BEGINNING) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, principal: Principal, run_id: str, position: Position = BEGINNING, *, answers: bool = False
+    ) -> AsyncIterator[Subscription]:
         if self._fanout.tenant(run_id) != principal.tenant:
             await self.get(principal, run_id)
-        async with self._fanout.subscribe(run_id, position) as cursor:
+        place = nullcontext() if answers else self._limits.reading(principal)
+        async with place, self._fanout.subscribe(run_id, position) as cursor:
             yield cursor
 
     async def models(self) -> Sequence[ModelCard]:

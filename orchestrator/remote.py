@@ -106,13 +106,15 @@ class RemoteEngine(Engine):
         return self._resolve(model)
 
     @asynccontextmanager
-    async def subscribe(self, principal: Principal, run_id: str, position: Position = BEGINNING) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, principal: Principal, run_id: str, position: Position = BEGINNING, *, answers: bool = False
+    ) -> AsyncIterator[Subscription]:
         if not is_run_id(run_id):
             raise RunNotFound  # what stands in a path must be nothing but a name
 
         async def connect(after: Position) -> aiohttp.ClientResponse:
             try:
-                return await self._peers.stream(feed.target(run_id, after), principal, silence_s=self._silence_s)
+                return await self._peers.stream(feed.target(run_id, after, answers=answers), principal, silence_s=self._silence_s)
             except Refused as refused:
                 raise refused.error() from None
 

@@ -104,8 +104,8 @@ class ChatRoutes:
         policy = entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
         with self._drain.answer():
             async with self._departures.requester(principal, submission, policy) as run:
-                about_run(request, run.id, repeated=run.repeated, cache=cache_found(entry, run))
-                async with self._engine.subscribe(principal, run.id) as subscription:
+                about_run(request, run.id, repeated=run.repeated, cache=cache_found(entry, run), quota=run.quota)
+                async with self._engine.subscribe(principal, run.id, answers=not run.repeated) as subscription:
                     if not asked.stream:
                         return await self._whole(subscription, run, request[PRINCIPAL])
                     pump = self._resumed if run.repeated else self._live  # what is replayed says nothing of how fast we are

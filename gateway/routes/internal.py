@@ -76,7 +76,8 @@ class InternalRoutes:
         run, position = run_id(request), parse_position(request.query.get("after"))
         about_run(request, run)
         with self._drain.answer():
-            async with self._engine.subscribe(request[PRINCIPAL], run, position) as subscription:
+            answers = "answers" in request.query
+            async with self._engine.subscribe(request[PRINCIPAL], run, position, answers=answers) as subscription:
                 sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s)
                 with counted(self._metrics):
                     await self._pump.run(subscription, FeedEncoder(), sink, None)  # whose key it is, its gateway watches

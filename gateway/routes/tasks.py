@@ -166,5 +166,5 @@ class TaskRoutes:
         entry = self._engine.resolve(begun.model).entry
         with self._drain.answer():
             async with self._departures.requester(request[PRINCIPAL], begun, "continue") as run:
-                about_run(request, run.id, repeated=run.repeated, cache=cache_found(entry, run))
+                about_run(request, run.id, repeated=run.repeated, cache=cache_found(entry, run), quota=run.quota)
                 return run

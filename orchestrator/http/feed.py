@@ -18,9 +18,9 @@ from orchestrator.streamlog.log import Position
 GAP, END = "gap", "end"
 
 
-def target(run_id: str, position: Position) -> str:
-    """Where a run's log is read after this position."""
-    return f"/runs/{run_id}/feed?after={position.text}"
+def target(run_id: str, position: Position, *, answers: bool = False) -> str:
+    """Where a run's log is read after this position. `answers` as in `Engine.subscribe`."""
+    return f"/runs/{run_id}/feed?after={position.text}{'&answers=1' if answers else ''}"
 
 
 class FeedReader:

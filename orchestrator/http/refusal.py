@@ -6,18 +6,21 @@ from collections.abc import Iterator
 
 import msgspec
 
-from orchestrator.errors import Failure, HeadgateError
+from orchestrator.errors import Failure, HeadgateError, RateLimited
+from orchestrator.limits.quota import Quota
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, omit_defaults=True):
     """`kind` is the name of the exception's class."""
 
     kind: str
     failure: Failure
+    quota: Quota | None = None
 
 
 def pack(error: HeadgateError) -> bytes:
-    return msgspec.json.encode(Refusal(type(error).__name__, error.failure()))
+    quota = error.quota if isinstance(error, RateLimited) else None
+    return msgspec.json.encode(Refusal(type(error).__name__, error.failure(), quota))
 
 
 def unpack(body: bytes) -> HeadgateError | None:
@@ -31,6 +34,8 @@ def unpack(body: bytes) -> HeadgateError | None:
     error = kind.__new__(kind)  # some take other arguments
     HeadgateError.__init__(error, failure.message, code=failure.code, param=failure.param, retry_after_s=failure.retry_after_s)
     error.status, error.type, error.retryable = failure.status, failure.type, failure.retryable
+    if isinstance(error, RateLimited):
+        error.quota = refusal.quota
     return error
 
 

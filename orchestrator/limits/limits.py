@@ -56,6 +56,10 @@ class Limits(Protocol):
     limits, whatever the configuration says.
     """
 
+    @property
+    def unlimited(self) -> bool:
+        """Nothing is ever held for anybody, so there is nothing to renew."""
+
     def counts_tokens(self, principal: Principal) -> bool:
         """Whether `admit` wants an estimate for this caller's runs."""
 
@@ -93,6 +97,8 @@ class Limits(Protocol):
 
 class Unlimited:
     """`Limits` without any."""
+
+    unlimited = True
 
     def counts_tokens(self, principal: Principal) -> bool:
         return False

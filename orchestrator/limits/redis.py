@@ -39,6 +39,8 @@ _AT_ONCE = 500
 class RedisLimits:
     """`async with` it. `retention_ms` is for how long a run's log may be read, and so its usage be told a second time."""
 
+    unlimited = False
+
     def __init__(
         self,
         connection: Connection,

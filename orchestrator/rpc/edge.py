@@ -4,7 +4,7 @@ To the wire all methods look alike, so all are registered as streams of bytes. A
 sends is read, the wait for its message has a bound, and what cannot be decoded is its mistake and not ours. A method of a
 servicer is, by what its descriptor says:
 
-    unary            async (principal, request) -> response, or (principal, request, metadata) where it asks for them
+    unary            async (principal, request) -> response, or (principal, request, line) where it asks for more
     server stream    async (principal, request, line)
     both             async (principal, line)
 """
@@ -73,6 +73,10 @@ class Line:
         except aio.InternalError:
             raise ClientGone from None
 
+    def conclude_with(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """Send this behind the last message, as trailers."""
+        self._context.set_trailing_metadata(metadata)
+
     async def read(self, kind: type[M]) -> M | None:
         """The next message; None when the client has sent its last. Raises MalformedMessage."""
         raw: object = await self._context.read()
@@ -121,14 +125,14 @@ class Edge:
         if method.client_streaming:
             return handler
 
-        asks = "metadata" in inspect.signature(handler).parameters
+        asks = "line" in inspect.signature(handler).parameters
 
         async def stream(principal: Principal, line: Line) -> None:
             await handler(principal, await _only(line, request_type), line)
 
         async def unary(principal: Principal, line: Line) -> None:
             request = await _only(line, request_type)
-            more = (line.metadata,) if asks else ()
+            more = (line,) if asks else ()
             response = await self._whole(handler(principal, request, *more))
             await line.write(response.SerializeToString())
 

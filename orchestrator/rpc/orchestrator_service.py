@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from orchestrator.engine import Decision, Details, Engine
 from orchestrator.errors import InvalidRequest
-from orchestrator.rpc.access import Metadata, Task, TaskRules
+from orchestrator.limits.headers import rate_limit_headers
+from orchestrator.rpc.access import Task, TaskRules
+from orchestrator.rpc.edge import Line
 from orchestrator.rpc.status import NotOffered
 from orchestrator.rpc.translate import STATE_OF, STATUS_OF, instant, instant_of, plain, struct_of
 from orchestrator.runs import Principal, Run, RunFilter, RunState
@@ -23,7 +25,7 @@ class OrchestratorService:
         self._rules = rules
         self._clock = clock
 
-    async def SubmitTask(self, principal: Principal, request: pb.SubmitTaskRequest, metadata: Metadata) -> pb.SubmitTaskResponse:
+    async def SubmitTask(self, principal: Principal, request: pb.SubmitTaskRequest, line: Line) -> pb.SubmitTaskResponse:
         if request.require_approval:
             raise NotOffered("Where a human has to agree is written in the model's plan, not in the request.")
         about = request.metadata
@@ -34,7 +36,8 @@ class OrchestratorService:
             context=plain(request.context) if request.HasField("context") else None,
             metadata=_recorded(about) or None,
         )
-        run = await self._engine.submit(principal, self._rules(task, principal, metadata))
+        run = await self._engine.submit(principal, self._rules(task, principal, line.metadata))
+        line.conclude_with(tuple(rate_limit_headers(run.quota)))
         said = "The task had been submitted before." if run.repeated else "The task was submitted."
         return pb.SubmitTaskResponse(workflow_id=run.id, task_id=run.id, status=STATUS_CODE_OK, message=said)
 

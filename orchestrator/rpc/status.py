@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import grpc
 
-from orchestrator.errors import HeadgateError, InvalidRequest, PositionGone
+from orchestrator.errors import HeadgateError, InvalidRequest, PositionGone, RateLimited
 from orchestrator.events import Gap
+from orchestrator.limits.headers import rate_limit_headers
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -72,6 +73,8 @@ def trailers_of(error: HeadgateError) -> tuple[tuple[str, str], ...]:
     trailers = [("x-error-code", error.code)]
     if error.retry_after_s is not None:
         trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
+    if isinstance(error, RateLimited):
+        trailers += rate_limit_headers(error.quota)
     if isinstance(error, EventsMissing):
         gap = error.gap
         places = {"x-missing-from": gap.missing_from, "x-missing-to": gap.missing_to, "x-resumes-at": gap.resumes_at}

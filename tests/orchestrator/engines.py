@@ -12,9 +12,11 @@ from orchestrator.catalog import ModelEntry
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine import Engine, Submission
 from orchestrator.events import Entry, Event
+from orchestrator.limits.limits import Limits, Unlimited
 from orchestrator.metrics import Metrics, NoMetrics
 from orchestrator.runs import Principal
 from orchestrator.store.memory import MemoryRuns
+from orchestrator.streamlog.log import Log
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
@@ -46,6 +48,8 @@ async def an_engine(
     metrics: Metrics | None = None,
     clock: Clock | None = None,
     temporal_wait_s: float = 0.0,
+    log: Log | None = None,
+    limits: Limits | None = None,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
     """One process; give two of them the same stores and they are two replicas."""
@@ -60,13 +64,14 @@ async def an_engine(
         **{"drain_s": 0.0, **settings},
     )
     parts = assembly.Parts(
-        log=MemoryLog(store or MemoryStore(clock.time)),
+        log=log or MemoryLog(store or MemoryStore(clock.time)),
         store=archive or MemoryRuns(),
         upstreams={"demo": upstream or ScriptedUpstream("demo")},
         temporal=temporal,
         metrics=metrics or NoMetrics(),
         clock=clock,
         tokens=TOKENIZER,
+        limits=limits or Unlimited(),
         owner="test",
         temporal_wait_s=temporal_wait_s,
     )

@@ -19,6 +19,7 @@ from orchestrator.ender import Ender
 from orchestrator.endings import WORKER_LOST
 from orchestrator.events import Event, EventType, encode
 from orchestrator.janitor import Janitor
+from orchestrator.limits.keeper import Keeper
 from orchestrator.limits.limits import Unlimited
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Run, RunRequest, RunState, new_run_id
@@ -51,7 +52,16 @@ class House:
         self.ender = Ender(self.log, NoMetrics(), self.clock, Spending(self.log, Unlimited(), TOKENIZER))
 
     def janitor(self, owner: str = "one", temporal: Temporal | None = None) -> Janitor:
-        return Janitor(self.log, self.ender, temporal or nowhere(), self.clock, owner=owner, round_s=2.0, grace_s=5.0)
+        return Janitor(
+            self.log,
+            self.ender,
+            temporal or nowhere(),
+            Keeper(self.log, Unlimited()),
+            self.clock,
+            owner=owner,
+            round_s=2.0,
+            grace_s=5.0,
+        )
 
     async def run(self, *, durable: bool) -> Run:
         run = Run(
@@ -169,7 +179,9 @@ async def test_rounds_go_on_after_an_outage(house: House) -> None:
             answered.set()
 
     house.store.checkpoint = away
-    janitor = Janitor(house.log, house.ender, nowhere(), SystemClock(), owner="one", round_s=0.001)
+    janitor = Janitor(
+        house.log, house.ender, nowhere(), Keeper(house.log, Unlimited()), SystemClock(), owner="one", round_s=0.001
+    )
     async with asyncio.timeout(WAIT_S), janitor.working():
         await answered.wait()
 
@@ -201,7 +213,15 @@ class TestDurable:
 
     def janitor(self, process: Process) -> Janitor:
         parts = process.engine
-        return Janitor(process.log, parts._ender, parts._temporal, SystemClock(), owner="process-1", grace_s=0.0)
+        return Janitor(
+            process.log,
+            parts._ender,
+            parts._temporal,
+            Keeper(process.log, Unlimited()),
+            SystemClock(),
+            owner="process-1",
+            grace_s=0.0,
+        )
 
     async def lost(self, process: Process, *, started: bool) -> str:
         """A run that nobody executes: its start was lost, or its workflow waits on a queue that nobody serves."""
