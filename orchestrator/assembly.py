@@ -34,6 +34,7 @@ from orchestrator.limits.redis import RedisLimits
 from orchestrator.listing import Records
 from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics
+from orchestrator.planning import Planner
 from orchestrator.publishing import Publishing
 from orchestrator.spending.spending import Spending
 from orchestrator.stage import Stage
@@ -186,6 +187,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         stack.push_async_callback(inline.close)
         control = Control(log=log, records=records, herald=herald, approvals=approvals, desk=desk, gates=gates, temporal=temporal)
         stack.push_async_callback(control.close)
+        catalog = Catalog(config.models)
         local = LocalEngine(
             log=log,
             fanout=fanout,
@@ -193,7 +195,8 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             records=records,
             control=control,
             publishing=Publishing(log, approvals, clock),
-            catalog=Catalog(config.models),
+            catalog=catalog,
+            planner=Planner(catalog, config.upstreams, config.tools),
             upstreams=parts.upstreams,
             inline=inline,
             temporal=temporal,

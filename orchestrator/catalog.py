@@ -53,6 +53,9 @@ class ModelEntry(BaseModel):
         default="cancel",
         description="When the client that asked leaves: cancel the run, let it go on, or cancel after so many seconds.",
     )
+    timeout_s: PositiveFloat | None = Field(
+        default=None, description="The longest a run may take, waiting included. None: as long as its steps may."
+    )
     price: ModelPrice | None = Field(
         default=None, description="US dollars per million tokens. Without a price usage has no cost, and no budget in money."
     )
@@ -68,6 +71,8 @@ class ModelEntry(BaseModel):
             raise ValueError("a workflow runs in Temporal, so its durability cannot be none")
         if self.workflow is not None and self.cache is not None:
             raise ValueError("only a plan's answers can be cached: what a workflow of your own does, nobody here knows")
+        if self.workflow is not None and self.timeout_s is not None:
+            raise ValueError("a workflow has its own timeout_s, under `workflow`")
         if self.plan is not None and self.durability == "none" and self.plan.needs_temporal:
             raise ValueError("a plan with a workflow as a step runs in Temporal, so its durability cannot be none")
         return self

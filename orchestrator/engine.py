@@ -40,7 +40,8 @@ CacheUse = Literal["use", "renew", "avoid"]
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request for a run. `body` and `context` are as `runs.RunRequest` describes them.
 
-    `budget_tokens`: stop the run when it has used so many; the model may allow less.
+    `budget_tokens`: stop the run when it has used so many; the model may allow less. `plan` is run instead of what the catalog
+    has for the model, which is then no more than a name. `run_id` is the id that the run is to have.
     """
 
     model: str
@@ -52,6 +53,8 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     idempotency: Idempotency | None = None
     cache: CacheUse = "use"
     budget_tokens: int | None = None
+    plan: dict[str, Any] | None = None
+    run_id: str | None = None
 
 
 DEPARTED = "the client disconnected"
@@ -196,7 +199,8 @@ class SessionListing(msgspec.Struct, frozen=True):
 
 class Engine(Protocol):
     async def submit(self, principal: Principal, submission: Submission) -> Run:
-        """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, Unavailable.
+        """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, Unavailable; RunConflict where it
+        is to have the id of another.
 
         A repeated submission, by its idempotency key, gets the run that the first one began, from whichever process, unless that
         run has ended in a failure that a retry can help, or because its client left: then one of the repetitions begins another.

@@ -82,7 +82,8 @@ class InlineRuns:
         """How to end the run, unless its agent has."""
         execution = Execution(run, request, plan, rank=0, writer="plan", lease_ms=self._lease_ms, stays=True, fresh=True)
         try:
-            result = await interpret(plan, InlineSteps(execution, self._stage, self._desk, gate))
+            steps = InlineSteps(execution, self._stage, self._desk, gate)
+            result = await interpret(plan, steps, timeout_s=_longest_s(run))
             return None if result.ended else partial(self._stage.end, run.id, plan, result)
         except Stopped as stopped:
             if stopped.stop.kind == "cancelled":
@@ -100,3 +101,7 @@ class InlineRuns:
             _log.exception("run failed inside Headgate", extra={"workflow_id": run.id})
             failure = ENGINE_ERROR
         return partial(self._ender.fail, run.id, failure)
+
+
+def _longest_s(run: Run) -> float | None:
+    return None if run.deadline_ms is None else (run.deadline_ms - run.created_ms) / 1000

@@ -33,7 +33,7 @@ from orchestrator.engine import (
     Subscription,
     TimelineEvent,
 )
-from orchestrator.errors import HeadgateError, Unavailable
+from orchestrator.errors import HeadgateError, InvalidRequest, RunConflict, Unavailable
 from orchestrator.events import Event, EventType, encode, timestamp
 from orchestrator.foreign import workflow_input
 from orchestrator.inline import InlineRuns
@@ -43,6 +43,7 @@ from orchestrator.limits.limits import Limits
 from orchestrator.limits.quota import Allowance
 from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
+from orchestrator.planning import Planner
 from orchestrator.publishing import Publishing
 from orchestrator.repeats import Repeats
 from orchestrator.runs import (
@@ -54,6 +55,7 @@ from orchestrator.runs import (
     RunFilter,
     RunRequest,
     Scope,
+    is_run_id,
     last_said,
     new_run_id,
 )
@@ -85,6 +87,7 @@ class LocalEngine:
         control: Control,
         publishing: Publishing,
         catalog: Catalog,
+        planner: Planner,
         upstreams: Mapping[str, Upstream],
         inline: InlineRuns,
         temporal: Temporal,
@@ -103,6 +106,7 @@ class LocalEngine:
         self._control = control
         self._publishing = publishing
         self._catalog = catalog
+        self._planner = planner
         self._upstreams = upstreams
         self._inline = inline
         self._temporal = temporal
@@ -128,12 +132,24 @@ class LocalEngine:
         return self._catalog.resolve(model)
 
     async def submit(self, principal: Principal, submission: Submission) -> Run:
-        resolved = self._catalog.resolve(submission.model)
+        resolved = self._planner.resolve(submission)
+        if submission.run_id is not None:
+            return await self._begin_as(submission.run_id, principal, submission, resolved)
         if submission.idempotency is None:
             return await self._begin(self._new_run_id(), principal, submission, resolved)
         return await self._repeats.submit(
             principal, submission.idempotency, lambda run_id: self._begin(run_id, principal, submission, resolved)
         )
+
+    async def _begin_as(self, run_id: str, principal: Principal, submission: Submission, resolved: Resolved) -> Run:
+        if not is_run_id(run_id):
+            raise InvalidRequest("A workflow_id is `task-` and 32 hexadecimal digits.", param="workflow_id")
+        try:
+            if await self._store.run(run_id) is not None:
+                raise LogExists
+            return await self._begin(run_id, principal, submission, resolved)
+        except LogExists:
+            raise RunConflict("There is a run with this workflow_id already.", code="workflow_exists") from None
 
     def _new_run_id(self) -> str:
         return new_run_id(int(self._clock.time() * 1000), self._random_bytes)
@@ -159,6 +175,7 @@ class LocalEngine:
             key_id=principal.key_id,
             price=None if entry.price is None else entry.price.price(),
             budget_tokens=_budget(submission, entry),
+            deadline_ms=None if entry.timeout_s is None else now_ms + round(entry.timeout_s * 1000),
         )
         request = RunRequest(
             model=submission.model,

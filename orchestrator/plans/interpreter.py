@@ -92,11 +92,18 @@ class StepContext(Protocol):
         """At least 0 and less than 1."""
 
 
-async def interpret(plan: Plan, context: StepContext, *, share: Share | None = None, first_step: int = 0) -> StepResult:
-    """Run the plan to its end and tell how it ended. `first_step` and `share` continue where another execution left off."""
+async def interpret(
+    plan: Plan, context: StepContext, *, share: Share | None = None, first_step: int = 0, timeout_s: float | None = None
+) -> StepResult:
+    """Run the plan to its end and tell how it ended. `first_step` and `share` continue where another execution left off.
+
+    `timeout_s`: how long it may take. A plan of one agent is not hurried: the agent knows when its run has to end.
+    """
     interpreter = Interpreter(context)
     try:
-        return await interpreter.plan(plan.root, share or Share.whole(), first_step)
+        async with _within(None if plan.single else timeout_s) as late:
+            return await interpreter.plan(plan.root, share or Share.whole(), first_step)
+        return late
     finally:
         await interpreter.told()
 

@@ -36,10 +36,8 @@ class Node(msgspec.Struct, frozen=True):
                 return (self.name,) if marked else ()
             case Child(answers=False):
                 return ()
-            case Child(model=None):
-                return (self.name,)
             case Child():
-                return answering(self.children[0]) if self.children else ()
+                return answering(self.children[0]) if self.children else (self.name,)
             case _:
                 return tuple(name for child in self.children for name in child.answers)
 

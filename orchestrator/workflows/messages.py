@@ -30,6 +30,7 @@ class RunInput:
     plan: dict[str, Any]
     heartbeat_s: float
     generation: int = 0
+    deadline_ms: int | None = None
     next_step: int = 0
     finished: tuple[int, int] = (0, 1)
     ranks: int = 0

@@ -55,7 +55,9 @@ class RunWorkflow:
         plan = Plan.model_validate(job.plan)
         share = Share.whole(Tally(Fraction(*job.finished)))
         try:
-            result = await interpret(plan, TemporalSteps(job, self._gate), share=share, first_step=job.next_step)
+            left_s = None if job.deadline_ms is None else max(0.0, job.deadline_ms / 1000 - workflow.time())
+            steps = TemporalSteps(job, self._gate)
+            result = await interpret(plan, steps, share=share, first_step=job.next_step, timeout_s=left_s)
         except (asyncio.CancelledError, ActivityError) as error:
             result = self._broken_off(error)
         if not result.ended:

@@ -159,6 +159,7 @@ class TemporalSteps(StepContext):
                 job.plan,
                 job.heartbeat_s,
                 job.generation,
+                job.deadline_ms,
                 next_step=next_step,
                 finished=share.finished.as_integer_ratio(),
                 ranks=self._ranks,

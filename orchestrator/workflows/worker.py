@@ -128,7 +128,7 @@ class Temporal:
         """Start the run's workflow, eagerly in this process if it can be. Raises TemporalUnavailable."""
         if request.workflow is None:
             outline = Plan.model_validate(request.plan).outline()
-            await self._start(WORKFLOW, RunInput(run.id, outline, self._heartbeat_s, generation), run.id)
+            await self._start(WORKFLOW, RunInput(run.id, outline, self._heartbeat_s, generation, run.deadline_ms), run.id)
             return
         target = request.workflow
         argument = workflow_input(run, request, target["input"])

@@ -1,0 +1,110 @@
+"""What a submission runs: the catalog's entry for its model, or a plan that it brought, checked as the configuration's are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.catalog import Catalog, ModelEntry, Resolved
+from orchestrator.engine import Submission
+from orchestrator.errors import InvalidRequest, ModelNotFound
+from orchestrator.plans.check import Mistake
+from orchestrator.plans.children import ChildLoop
+from orchestrator.plans.plan import Plan
+from orchestrator.plans.steps import Child
+from orchestrator.tools import config as tools
+from orchestrator.tools.config import ToolConfig
+
+MAX_DEPTH = 20
+"""Of steps in steps."""
+
+MAX_STEPS = 500
+"""In one plan that came with a request."""
+
+
+class PlanInvalid(InvalidRequest):
+    """The plan is not valid."""
+
+    code = "invalid_plan"
+
+
+class Planner:
+    """`upstreams` are the names of those that there are."""
+
+    def __init__(self, catalog: Catalog, upstreams: Collection[str], known_tools: Mapping[str, ToolConfig]) -> None:
+        self._catalog = catalog
+        self._upstreams = upstreams
+        self._tools = known_tools
+
+    def resolve(self, submission: Submission) -> Resolved:
+        """Raises ModelNotFound, PlanInvalid; the `param` of the latter is the path of the mistake, from the plan's root."""
+        if submission.plan is None:
+            resolved = self._catalog.resolve(submission.model)
+        else:
+            entry = ModelEntry(plan=self._plan(submission.plan))
+            resolved = Resolved(submission.model, submission.model, entry)
+        plan, choices = resolved.entry.plan, submission.body.get("n")
+        if plan is not None and not plan.single and isinstance(choices, int) and choices > 1:
+            raise InvalidRequest("This model is a plan of several steps, which gives one answer: leave 'n' out.", param="n")
+        return resolved
+
+    def _plan(self, given: Mapping[str, Any]) -> Plan:
+        if _deeper(given, MAX_DEPTH * 3):
+            raise PlanInvalid(f"The plan has steps in steps more than {MAX_DEPTH} deep.", param="")
+        try:
+            plan = Plan.model_validate(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise _invalid(tuple(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")) from None
+        for path, text in self._mistakes(plan):
+            raise _invalid(path, text)
+        try:
+            return self._catalog.whole(plan, "")
+        except ChildLoop as loop:
+            raise _invalid((), f"is a step of itself: {loop}") from None
+
+    def _mistakes(self, plan: Plan) -> Iterator[Mistake]:
+        if len(plan.nodes) > MAX_STEPS:
+            yield (), f"has more than {MAX_STEPS} steps"
+        yield from plan.mistakes()
+        for node, agent in plan.agents():
+            for upstream in agent.upstream:
+                if upstream not in self._upstreams:
+                    yield (*node.path, "upstream"), f"there is no upstream '{upstream}'"
+            for number, tool in enumerate(agent.tools):
+                if not tools.known(tool, self._tools):
+                    yield (*node.path, "tools", str(number)), f"there is no tool '{tool}'"
+        for node in plan.root.walk():
+            if isinstance(node.spec, Child):
+                yield from self._child(node.path, node.spec)
+
+    def _child(self, path: tuple[str, ...], child: Child) -> Iterator[Mistake]:
+        if child.type is not None:
+            yield (*path, "type"), "only the configuration may name workflows of your own workers; name a model instead"
+        elif child.model is not None:
+            try:
+                self._catalog.resolve(child.model)
+            except ModelNotFound as error:
+                yield (*path, "model"), error.message
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether something is nested deeper than that; told without recursion of its own depth."""
+    level = [value]
+    for _ in range(depth):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> list[Any]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [each for each in inner if isinstance(each, dict | list)]
+
+
+def _invalid(path: tuple[str, ...], text: str) -> PlanInvalid:
+    where = ".".join(path)
+    return PlanInvalid(f"{where}: {text}" if where else f"The plan {text}", param=where)
