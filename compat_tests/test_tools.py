@@ -53,7 +53,7 @@ def test_the_stream_is_resumed_at_every_chunk(raw: Raw, equipped: str) -> None:
 
 @promise("tools.clients-own")
 def test_the_clients_tools_still_end_the_turn(client: OpenAI, equipped: str) -> None:
-    """orchestration.md §1: the first turn calls the model's tool, the second the client's; the client's next request has its result."""
+    """orchestration.md §1: the first turn calls the model's tool, the second the client's, whose next request has its result."""
     prompt = script(
         'call weather {"city": "Paris"}', "then", 'say "And "; call get_weather {"city": "Rome"}', "then", 'say "Both."'
     )

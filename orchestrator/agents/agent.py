@@ -111,7 +111,10 @@ class Agent:
         """Say what remains to be said after `past`. Raises what the log refused it with, and Interrupted on shutdown."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._time_left_s(past), self.stop, Stop("deadline"))
+        time_left_s = self._time_left_s(past)
+        deadline = loop.call_later(time_left_s, self.stop, Stop("deadline"))
+        if not time_left_s:  # who never has to wait would be done before the loop comes round to it
+            self._stop = self._stop or Stop("deadline")
         try:
             if self._stop is not None:
                 raise asyncio.CancelledError
