@@ -24,8 +24,7 @@ def with_children(plan: Plan, find: Find, inside: tuple[str, ...]) -> Plan:
     Raises ChildLoop, and what `find` raises for a model that there is not.
     """
     filled = _filled(plan, find, inside)
-    assert isinstance(filled, Plan)
-    return filled
+    return plan if filled is plan else _anew(filled)
 
 
 def named_upstream(plan: Plan, model: str) -> Plan:
@@ -37,8 +36,12 @@ def named_upstream(plan: Plan, model: str) -> Plan:
         return _rebuilt(value, named)
 
     renamed = named(plan)
-    assert isinstance(renamed, Plan)
-    return renamed
+    return plan if renamed is plan else _anew(renamed)
+
+
+def _anew(plan: Plan) -> Plan:
+    """A copy carries along what was worked out of the original, its tree for one."""
+    return Plan.model_validate(plan.kept())
 
 
 def _filled(value: Any, find: Find, inside: tuple[str, ...]) -> Any:

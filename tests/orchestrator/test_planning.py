@@ -48,14 +48,7 @@ def test_a_plan_is_run_instead_of_the_catalogs() -> None:
         ({"workflow": {"model": "nobody"}}, "workflow.model"),
         ({"workflow": {"type": "Secret", "task_queue": "q"}}, "workflow.type"),
         (deep(10_000), ""),
-        (
-            {
-                "parallel": [
-                    {"parallel": [{"agent": {"upstream": "demo", "name": f"a{i}-{j}"}} for j in range(100)]} for i in range(6)
-                ]
-            },
-            "",
-        ),
+        ({"parallel": [{"parallel": [AGENT] * 100}] * 6}, ""),
     ],
 )
 def test_a_mistake_is_told_with_its_path(plan: dict[str, Any], param: str) -> None:
