@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
@@ -21,8 +22,9 @@ from aiohttp import web
 from gateway.access.admission import Inside, Outside
 from gateway.access.browsers import Browsers
 from gateway.access.forwarding import Forwarding
+from gateway.access.hosts import Hosts
 from gateway.access.keys import KeyRing
-from gateway.access.origins import Origins
+from gateway.access.origins import ANY, Origins
 from gateway.access.rules import Access
 from gateway.access.tickets import Tickets
 from gateway.departures import Departures
@@ -157,7 +159,7 @@ async def gateway(
             *DocsRoutes().routes(),
         ]
         access: dict[web.AbstractRoute, Access] = {}
-        edge = Edge(Outside(keys, tickets, access), drain, metrics, new_request_id, front(settings))
+        edge = Edge(Outside(keys, tickets, access), drain, metrics, new_request_id, front(settings), hosts(settings))
         app = _app(settings, edge, access, [*routes, *OpenApiRoutes(routes).routes()])
         app[KEYS] = keys
         yield app, drain
@@ -177,7 +179,7 @@ async def orchestrator_app(
             *HealthRoutes(engine, drain, metrics).routes(),
         ]
         access: dict[web.AbstractRoute, Access] = {}
-        edge = Edge(Inside(signer(settings), keys, access), drain, metrics, new_request_id)
+        edge = Edge(Inside(signer(settings), keys, access), drain, metrics, new_request_id, hosts=inner_hosts(settings))
         yield _app(settings, edge, access, routes), drain
 
 
@@ -194,6 +196,22 @@ def front(settings: Settings) -> Front:
     server, keyless = settings.server, settings.auth.mode == "off"
     origins = Origins(server.origins, trust_host=not keyless)
     return Front(Browsers(origins, keyless=keyless, tls=server.tls is not None), Forwarding(server.trusted_proxies))
+
+
+def hosts(settings: Settings) -> Hosts | None:
+    """By which names clients may call. None: by any."""
+    server = settings.server
+    if settings.auth.mode != "off" or ANY in server.origins:
+        return None
+    return Hosts([server.host, *(urlsplit(origin).hostname or "" for origin in server.origins)])
+
+
+def inner_hosts(settings: Settings) -> Hosts | None:
+    """The same of gateways, whose signatures prove nothing where there is no secret."""
+    between = settings.orchestrator
+    if between.secret is not None:
+        return None
+    return Hosts([between.host, *(urlsplit(url).hostname or "" for url in between.urls)])
 
 
 def limits(server: Server) -> Limits:

@@ -19,6 +19,7 @@ from aiohttp.typedefs import Middleware
 
 from gateway.access.browsers import Browsers
 from gateway.access.forwarding import HOST, Forwarding
+from gateway.access.hosts import Hosts
 from gateway.access.tickets import Ticket
 from gateway.observe import logs
 from gateway.observe.metrics import GatewayMetrics
@@ -108,7 +109,7 @@ class Front(NamedTuple):
 
 
 class Edge:
-    """`admission` is asked before a handler runs. It knows the rule of every route."""
+    """`admission` is asked before a handler runs. It knows the rule of every route. `hosts`: the only names to answer to."""
 
     def __init__(
         self,
@@ -117,9 +118,11 @@ class Edge:
         metrics: GatewayMetrics,
         new_request_id: Callable[[], str],
         front: Front | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self._admission = admission
         self._front = front
+        self._hosts = hosts
         self._drain = drain
         self._metrics = metrics
         self._new_request_id = new_request_id
@@ -170,6 +173,8 @@ class Edge:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             _check_framing(request)
+            if self._hosts is not None:
+                self._hosts.check(request.headers.get("Host", ""))
             if self._front is not None:
                 if (preflight := self._front.browsers.preflight(request)) is not None:
                     return preflight

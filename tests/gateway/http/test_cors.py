@@ -141,7 +141,7 @@ async def test_where_no_key_is_needed_a_strangers_page_cannot_act(serve: Any, en
     answer = await server.ask(method, path, headers={"Origin": STRANGER}, skip_auto_headers=["Content-Type"], data=b"{}")
     assert (answer.status, answer.json["error"]["code"]) == (403, "origin_not_allowed")
     rebound = {"Origin": "http://evil.example.com", "Host": "evil.example.com"}
-    assert (await server.ask(method, path, headers=rebound, data=b"{}")).status == 403
+    assert (await server.ask(method, path, headers=rebound, data=b"{}")).status == 421
     for origin in (PAGE, server.url):
         assert (await server.ask(method, path, headers={"Origin": origin}, data=b"{}")).status != 403
     assert (await server.ask(method, path, data=b"{}")).status != 403
