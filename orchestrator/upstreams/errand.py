@@ -121,17 +121,22 @@ class Errand:
                     if not isinstance(decision, Wait):
                         return decision
         finally:
-            await self._close(running, winner)
             if self.hedged:
                 outcome: HedgeOutcome = "failed" if winner is None else "lost" if winner is first else "won"
                 self._around.metrics.hedge(first.upstream, outcome)
+            await self._close(running, winner)
 
     async def _close(self, running: Mapping[asyncio.Task[None], Attempt], winner: Attempt | None) -> None:
-        """Close the sockets of all but the winner, at once."""
+        """Close the sockets of all but the winner, at once; the winner's too if nobody waits for it any more."""
         losers = {task: attempt for task, attempt in running.items() if attempt is not winner}
         for task in losers:
             task.cancel()
-        ends = await asyncio.gather(*losers, return_exceptions=True)
+        try:
+            ends = await asyncio.gather(*losers, return_exceptions=True)
+        except asyncio.CancelledError:
+            for attempt in running.values():
+                await attempt.close()
+            raise
         for attempt, end in zip(losers.values(), ends, strict=True):
             await attempt.close()
             if winner is not None and not isinstance(end, UpstreamError):

@@ -47,6 +47,7 @@ class Pair:
         self.go = {"a": asyncio.Event(), "b": asyncio.Event()}
         self.servers: dict[str, ScriptedServer] = {}
         self.metrics = Counted()
+        self.settings: dict[str, Any] = {}
         self.told: list[tuple[str, str | None]] = []
         self.failed = asyncio.Event()
         """A try has failed, as far as the router knows."""
@@ -58,9 +59,9 @@ class Pair:
 
         return wait
 
-    def router(self, addresses: Mapping[str, str], **settings: Any) -> Router:
+    def router(self, addresses: Mapping[str, str]) -> Router:
         upstreams = {
-            name: OpenAIUpstream(name, OpenAIConfig(kind="openai", base_url=url, **settings), self._session)
+            name: OpenAIUpstream(name, OpenAIConfig(kind="openai", base_url=url, **self.settings), self._session)
             for name, url in addresses.items()
         }
         return Router(upstreams, metrics=self.metrics)
@@ -122,8 +123,10 @@ async def text(answer: Answer) -> str:
     return said
 
 
-async def test_the_second_answers_when_the_first_is_silent() -> None:
-    async with playing("hang", 'say "b1"; wait 1s; say "b2"') as pair:
+@pytest.mark.parametrize("silence", ["hang", "blank 1KB; hang", "broken; hang"])
+async def test_the_second_answers_when_the_first_is_silent(silence: str) -> None:
+    """Before its status line, after it, or after something that is no output."""
+    async with playing(silence, 'say "b1"; wait 1s; say "b2"') as pair:
         async with pair.ask() as answer:
             begun = time.monotonic()
             assert (answer.upstream, answer.hedged, answer.lost) == ("b", True, "a")
@@ -230,6 +233,17 @@ async def test_the_deadline_closes_both() -> None:
         with pytest.raises(UpstreamTooSlow):
             async with pair.ask(deadline_ms=round((time.time() + 0.2) * 1000)):
                 pass
+        await pair.closed("a", "b")
+
+
+async def test_an_answer_that_another_task_began_keeps_its_time_limit() -> None:
+    """The task that waited for the first word is gone by the time the limit is reached."""
+    async with playing("hang", 'say "b"; hang') as pair:
+        pair.settings = {"total_timeout_s": 0.2}
+        with pytest.raises(UpstreamTooSlow):
+            async with pair.ask() as answer:
+                await text(answer)
+        assert (answer.upstream, pair.metrics.calls) == ("b", [("won", "a")])
         await pair.closed("a", "b")
 
 

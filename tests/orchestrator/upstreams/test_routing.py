@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from orchestrator.upstreams.upstream import (
     Call,
     Delta,
     Finish,
+    ModelCard,
     Piece,
     UpstreamCut,
     UpstreamRejected,
@@ -304,3 +306,49 @@ async def test_how_long_is_usual_is_learned_from_the_answers() -> None:
     assert {(await bench.ask())[0] for _ in range(20)} == {"a"}
     bench.upstreams["a"].play("hang")
     assert (await bench.ask())[0] == "b"
+
+
+class Slow:
+    """An upstream whose answer takes its time to be closed."""
+
+    continues = False
+
+    def __init__(self, name: str, said: Sequence[Piece]) -> None:
+        self.name = name
+        self.closing, self.close_now, self.closed = asyncio.Event(), asyncio.Event(), False
+        self._said = said
+
+    async def stream(self, call: Call) -> AsyncGenerator[Sequence[Piece], None]:
+        try:
+            if self._said:
+                yield self._said
+            await asyncio.Event().wait()
+        finally:
+            self.closing.set()
+            try:
+                await self.close_now.wait()
+            finally:
+                self.closed = True
+
+    async def models(self) -> Sequence[ModelCard]:
+        return []
+
+    async def close(self) -> None: ...
+
+
+async def test_a_client_that_leaves_while_the_loser_is_being_closed_leaves_nothing_open() -> None:
+    """The winner had spoken, but nobody had it yet: its socket stayed open until the collector came by."""
+    a, b = Slow("a", []), Slow("b", [Delta(0, "hi")])
+    route = Route.model_validate({"hedge": {"after_s": 0.001, "max_share": 1}})
+
+    async def ask() -> None:
+        async with Router({"a": a, "b": b}).ask(["a", "b"], Call("task-1", "m", {"messages": []}), route=route):
+            raise AssertionError("nobody waits for an answer any more")
+
+    asking = asyncio.create_task(ask())
+    await a.closing.wait()
+    asking.cancel()
+    a.close_now.set()
+    b.close_now.set()
+    await asyncio.wait([asking])
+    assert (asking.cancelled(), a.closed, b.closed) == (True, True, True)
