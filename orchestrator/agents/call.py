@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.agents.own_calls import OwnCalls
+from orchestrator.upstreams.routing import Answer
 from orchestrator.upstreams.upstream import Usage
 
 
@@ -12,7 +14,7 @@ class UpstreamCall:
     """It was given `given_chars` of the answer to continue from, which are not its own.
 
     `hedged`: two upstreams were asked. `beside` is the one of them that did not answer, as long as it has not failed: what it was
-    asked is paid for too.
+    asked is paid for too. `passed_over` were left alone, though they come before the one that answers.
     """
 
     def __init__(self, call_id: str, started_at: float, given_chars: int = 0) -> None:
@@ -23,14 +25,17 @@ class UpstreamCall:
         self.upstream: str | None = None
         self.hedged = False
         self.beside: str | None = None
+        self.passed_over: Sequence[str] = ()
         self.usage: Usage | None = None
         self.notes: list[str] = []
         self.body: dict[str, Any] = {}
         self.own: OwnCalls | None = None
         """What it calls of our tools, where the agent has some."""
 
-    def answered(self, upstream: str, *, beside: str | None, given_chars: int) -> None:
-        self.upstream, self.beside, self.given_chars = upstream, beside, given_chars
+    def answered(self, answer: Answer, continued_chars: int) -> None:
+        """`continued_chars` were given to be continued from."""
+        self.upstream, self.beside, self.passed_over = answer.upstream, answer.lost, answer.passed_over
+        self.given_chars = continued_chars if answer.continued else 0
 
     def output(self, model: str, said: dict[str, Any], usage: Usage, now: float, *, aborted: bool) -> dict[str, Any]:
         """The payload of its `LLM_OUTPUT`; `said` is what the answer contributes."""
@@ -46,6 +51,8 @@ class UpstreamCall:
             payload["ttft_ms"] = round((self.first_at - self.started_at) * 1000)
         if self.hedged:
             payload["hedged"] = True
+        if self.passed_over:
+            payload["passed_over"] = list(self.passed_over)
         if aborted:
             payload["aborted"] = True
         if self.notes:

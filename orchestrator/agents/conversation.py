@@ -236,7 +236,7 @@ class Conversation:
         call.body, self._call = asked.body, call
         asking = self._router.ask(step.upstream, asked, self._told, route=step.route, until_s=self._until_s, after=self._cut)
         async with asking as answer:
-            call.answered(answer.upstream, beside=answer.lost, given_chars=len(prefix) if answer.continued else 0)
+            call.answered(answer, len(prefix))
             splice = None if answer.continued or spoken.empty else self._splice()
             said = self._said if splice is None else Transcript()
             async for pieces in answer:

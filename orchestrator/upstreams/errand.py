@@ -91,6 +91,10 @@ class Errand:
                 await self._around.sleep(heard.delay_s)
         raise most_telling(self.errors or [self._resting()])
 
+    def passed_over(self, place: int) -> list[str]:
+        """Who comes before `place` and was not asked."""
+        return [peer.name for peer, tries in zip(self._peers[:place], self._tries, strict=False) if not tries]
+
     async def _alone(self, attempt: Attempt) -> Attempt | Decision:
         try:
             await attempt.begin()

@@ -29,15 +29,16 @@ class Answer:
     """An answer that has begun: who gives it, after how many tries, and its pieces from the first one on.
 
     `continued`: it goes on from the call's prefix. `hedged`: two were asked for it. `lost`: the one of them that had not said
-    anything when this one did; its call is closed, and was not free.
+    anything when this one did; its call is closed, and was not free. `passed_over`: who comes before it and was left alone.
     """
 
-    def __init__(self, attempt: Attempt, failed: int, *, hedged: bool, lost: str | None) -> None:
+    def __init__(self, attempt: Attempt, errand: Errand) -> None:
         self.upstream = attempt.upstream
-        self.attempt = failed + 1
+        self.attempt = len(errand.errors) + 1
         self.continued = attempt.continued
-        self.hedged = hedged
-        self.lost = lost
+        self.hedged = errand.hedged
+        self.lost = errand.lost
+        self.passed_over = errand.passed_over(attempt.place)
         self._first = attempt.first
         self._rest = attempt.rest
 
@@ -95,7 +96,7 @@ class Router:
         errand = Errand(self._around, ordered(names, self._around.chance, after), call, tell, route, until_s)
         attempt = await errand.begun()
         try:
-            yield Answer(attempt, len(errand.errors), hedged=errand.hedged, lost=errand.lost)
+            yield Answer(attempt, errand)
         except BaseException as error:
             await attempt.close(outcome_of(error))
             raise

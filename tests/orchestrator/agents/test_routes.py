@@ -173,3 +173,22 @@ async def test_an_upstream_that_is_left_alone_is_told_as_such(detours: list[Deto
     assert state is RunState.FAILED
     error = payloads(events, EventType.WORKFLOW_FAILED)[0]["error"]
     assert (error["code"], error["status"], 59 < error["retry_after_s"] <= 60) == ("upstream_unavailable", 503, True)
+
+
+async def test_who_was_left_alone_is_named_by_the_answer_of_another(detours: list[Detour]) -> None:
+    detours.append(detour := Detour("cut", 'say "three"', BreakerConfig(failures=1, open_s=60)))
+    named = []
+    for _ in range(2):
+        _, events = await detour.run()
+        named += [output.get("passed_over") for output in payloads(events, EventType.LLM_OUTPUT)]
+    assert named == [None, ["a"]]
+    assert [name for name, _, _ in detour.calls] == ["a", "b", "b"]
+
+
+async def test_no_wait_is_longer_than_the_step(detours: list[Detour]) -> None:
+    """The upstream asks for five seconds, and the step has two: the client is told the five, at once."""
+    detours.append(detour := Detour("status 429 retry-after 5", "cut"))
+    state, events = await detour.run(upstream="a", timeout_s=2, route={"retry": {"attempts": 3}})
+    error = payloads(events, EventType.WORKFLOW_FAILED)[0]["error"]
+    assert (state, error["status"], error["retry_after_s"]) == (RunState.FAILED, 429, 5.0)
+    assert len(detour.calls) == 1
