@@ -118,7 +118,7 @@ class Agent:
         try:
             if self._stop is not None:
                 raise asyncio.CancelledError
-            await self._conversation.hold(past)
+            await self._conversation.hold(past, self._clock.time() + time_left_s)
             return await self._completed()
         except asyncio.CancelledError:
             if self._task is not None:

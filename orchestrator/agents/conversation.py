@@ -8,6 +8,7 @@ same: the text of all turns in a row, continued from where it broke off, or fitt
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class Conversation:
         self._expenses = expenses
         self._metrics = metrics
         self._clock = clock
-        self._until_s = clock.time() + job.step.timeout_s
+        self._until_s = math.inf
         self._cut: str | None = None
         self._anew = False
         self._calls = self._tries = 0
@@ -91,11 +92,12 @@ class Conversation:
         self._pausing = not breakable
         return breakable
 
-    async def hold(self, past: Past) -> None:
-        """Say what remains to be said after `past`.
+    async def hold(self, past: Past, until_s: float) -> None:
+        """Say what remains to be said after `past`, without a wait that goes beyond `until_s`.
 
         Raises UpstreamError when policy says that a failure is final, ToolUnavailable, TooManyTurns, and Paused.
         """
+        self._until_s = until_s
         self.sent, self.usage, self._turns, self._anew = past.transcript, past.usage, past.turns, past.anew
         self._said = self.sent if past.current is None else past.current
         if past.attempts == 0:
