@@ -181,7 +181,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             drain_s=min(config.drain_s, _HAND_OVER_S),
         )
         await stack.enter_async_context(temporal.working(parts.temporal_wait_s))
-        janitor = Janitor(log, ender, temporal, Keeper(log, parts.limits), clock, owner=parts.owner, round_s=config.janitor_s)
+        janitor = Janitor(log, ender, temporal, Keeper(log.run, parts.limits), clock, owner=parts.owner, round_s=config.janitor_s)
         await stack.enter_async_context(janitor.working())
         inline = InlineRuns(stage, desk, ender, gates, lease_ms=lease_ms)
         stack.push_async_callback(inline.close)

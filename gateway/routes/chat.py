@@ -31,6 +31,7 @@ from gateway.wire.chat_request import ChatBody, parse_chat_request
 from gateway.wire.completion import CompletionFold
 from gateway.wire.openai_models import Completion, CompletionCancelled, RetrieveQuery
 from gateway.wire.operation import EVENT_STREAM, Operation, Reply
+from gateway.wire.rate_limits import RATE_LIMITS
 from orchestrator.engine import Engine, Subscription
 from orchestrator.errors import HeadgateError, RunNotFound
 from orchestrator.events import Entry, Gap
@@ -43,7 +44,7 @@ _NAMES = {"X-Workflow-ID": "The run behind the answer: `task-…`."}
 _WHOLE = Reply(200, "The answer, whole or as a stream.", Completion, headers=_NAMES, also=EVENT_STREAM)
 _CREATE = Operation(
     "chat",
-    (_WHOLE._replace(headers=_NAMES | REPLAYED | caching.TOLD),),
+    (_WHOLE._replace(headers={**_NAMES, **REPLAYED, **caching.TOLD, **RATE_LIMITS}),),
     body=ChatBody,
     headers={
         "X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines.",
@@ -59,7 +60,7 @@ _RETRIEVE = Operation(
     query=RetrieveQuery,
     path=_PATH,
     headers={"Last-Event-ID": "The position after which the stream goes on. Wins over `starting_after`."},
-    refusals=(409, 410),
+    refusals=(409, 410, 429, 503),
 )
 _CANCEL = Operation("chat", (Reply(200, "It was asked.", CompletionCancelled),), path=_PATH, refusals=(409,))
 

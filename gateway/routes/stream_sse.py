@@ -35,7 +35,7 @@ _ABOUT = Operation(
     (Reply(200, "The events.", media=EVENT_STREAM, headers={"X-Workflow-ID": "The task."}),),
     query=SseQuery,
     headers={"Last-Event-ID": "The position after which to begin. Wins over `last_event_id`."},
-    refusals=(404, 503),
+    refusals=(404, 429, 503),
     ticket=True,
 )
 

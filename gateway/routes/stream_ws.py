@@ -30,7 +30,7 @@ _ABOUT = Operation(
     (Reply(101, "The socket is open. One JSON text message per event.", media=None),),
     query=StreamQuery,
     headers={"Last-Event-ID": "The position after which to begin. Wins over `last_event_id`."},
-    refusals=(403, 404, 503),
+    refusals=(403, 404, 429, 503),
     ticket=True,
 )
 

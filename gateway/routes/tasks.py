@@ -22,6 +22,7 @@ from gateway.routes.route import Route
 from gateway.settings import Settings
 from gateway.transports.drain import Drain
 from gateway.wire.operation import Operation, Reply
+from gateway.wire.rate_limits import RATE_LIMITS
 from gateway.wire.rest import event_page, submitted, submitted_stream, summary, task, timeline
 from gateway.wire.rest_models import EventPage, Submitted, SubmittedStream, Task, TaskList, Timeline
 from gateway.wire.task_bodies import (
@@ -40,19 +41,19 @@ from orchestrator.runs import Run, RunFilter
 STREAM = "/api/v1/stream/sse"
 
 _NAMES = {"X-Workflow-ID": "The task's id.", "X-Session-ID": "The session that the task belongs to."}
-_TAKEN = {**_NAMES, **REPLAYED, **caching.TOLD}
+_TAKEN = {**_NAMES, **REPLAYED, **caching.TOLD, **RATE_LIMITS}
 _ASKED = {**SENT, **caching.SENT}
 _LINKS = {**_TAKEN, "Link": "`<…>; rel=stream`: the same as `stream_url`.", "Location": "The task."}
 
 _SUBMIT = Operation(
-    "tasks", (Reply(200, "Taken on.", Submitted, headers=_TAKEN),), body=SubmitBody, headers=_ASKED, refusals=(404, 409, 503)
+    "tasks", (Reply(200, "Taken on.", Submitted, headers=_TAKEN),), body=SubmitBody, headers=_ASKED, refusals=(404, 409, 429, 503)
 )
 _SUBMIT_STREAM = Operation(
     "tasks",
     (Reply(201, "Taken on.", SubmittedStream, headers=_LINKS),),
     body=SubmitBody,
     headers=_ASKED,
-    refusals=(404, 409, 503),
+    refusals=(404, 409, 429, 503),
 )
 _LIST = Operation("tasks", (Reply(200, "A page of tasks.", TaskList),), query=TasksQuery, refusals=(503,))
 _GET = Operation("tasks", (Reply(200, "The task.", Task),))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from orchestrator.limits.limits import Limits
 from orchestrator.runs import Run
-from orchestrator.streamlog.log import Log
 
 _AT_ONCE = 100
 
 
 class Keeper:
-    """Each run is looked up once, when it is first seen."""
+    """`look_up` is asked about each run once, when it is first seen."""
 
-    def __init__(self, log: Log, limits: Limits) -> None:
-        self._log = log
+    def __init__(self, look_up: Callable[[str], Awaitable[Run | None]], limits: Limits) -> None:
+        self._look_up = look_up
         self._limits = limits
         self._known: dict[str, Run | None] = {}
         """The active runs; None: nothing is held for it."""
@@ -33,6 +32,6 @@ class Keeper:
         await self._limits.renew(run for run in self._known.values() if run is not None)
 
     async def _learn(self, run_id: str) -> None:
-        run = await self._log.run(run_id)
+        run = await self._look_up(run_id)
         if run is not None:
             self._known[run_id] = None if run.hold is None else run

@@ -56,7 +56,7 @@ class House:
             self.log,
             self.ender,
             temporal or nowhere(),
-            Keeper(self.log, Unlimited()),
+            Keeper(self.log.run, Unlimited()),
             self.clock,
             owner=owner,
             round_s=2.0,
@@ -180,7 +180,7 @@ async def test_rounds_go_on_after_an_outage(house: House) -> None:
 
     house.store.checkpoint = away
     janitor = Janitor(
-        house.log, house.ender, nowhere(), Keeper(house.log, Unlimited()), SystemClock(), owner="one", round_s=0.001
+        house.log, house.ender, nowhere(), Keeper(house.log.run, Unlimited()), SystemClock(), owner="one", round_s=0.001
     )
     async with asyncio.timeout(WAIT_S), janitor.working():
         await answered.wait()
@@ -217,7 +217,7 @@ class TestDurable:
             process.log,
             parts._ender,
             parts._temporal,
-            Keeper(process.log, Unlimited()),
+            Keeper(process.log.run, Unlimited()),
             SystemClock(),
             owner="process-1",
             grace_s=0.0,
