@@ -157,7 +157,7 @@ class Agent:
             return result
         ending = endings.completed(
             self._at.now(),
-            text=self._conversation.sent.text,
+            text=self._conversation.text,
             usage=(self._conversation.usage or Usage()).facts(),
             finish_reason=self._conversation.finish_reason or "stop",
             duration_ms=self._duration_ms(),

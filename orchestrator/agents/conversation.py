@@ -2,14 +2,14 @@
 
 A model that calls tools of ours is told what they answered and asked again, turn by turn, until it answers or calls what only
 the client can. An upstream that fails mid-answer is asked again where policy allows it. Readers see one coherent answer all the
-same: the text of all turns in a row, continued from where it broke off, or fitted onto what they have (see `splice.py`).
+same (`speech.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,13 +19,13 @@ from orchestrator.agents.expenses import Expenses
 from orchestrator.agents.history import Past
 from orchestrator.agents.job import Job
 from orchestrator.agents.own_calls import OwnCalls
-from orchestrator.agents.splice import Reset, Splice
+from orchestrator.agents.speech import Speech
 from orchestrator.agents.tool_work import ToolWork
-from orchestrator.agents.transcript import Transcript, payload_of
+from orchestrator.agents.transcript import Transcript
 from orchestrator.agents.turn import TooManyTurns, Turn, goes_on, with_turns
 from orchestrator.agents.voice import Voice
 from orchestrator.clock import Clock
-from orchestrator.events import Event, EventType
+from orchestrator.events import EventType
 from orchestrator.metrics import Metrics
 from orchestrator.runs import RunState
 from orchestrator.tools.registry import Tools
@@ -34,10 +34,7 @@ from orchestrator.upstreams.decision import after_cut
 from orchestrator.upstreams.errand import FailedTry, Hedged
 from orchestrator.upstreams.routing import Router
 from orchestrator.upstreams.tokens import Tokenizer
-from orchestrator.upstreams.upstream import Delta, Finish, Note, Piece, UpstreamError, Usage
-
-_PARTIAL = EventType.LLM_PARTIAL.value
-"""Looking a member up costs more than making an event of it."""
+from orchestrator.upstreams.upstream import UpstreamError, Usage
 
 
 class Paused(Exception):
@@ -45,7 +42,7 @@ class Paused(Exception):
 
 
 class Conversation:
-    """`hold` it once. `sent` is what readers have of the answer, `usage` what all calls so far have cost."""
+    """`hold` it once. `usage` is what all calls so far have cost."""
 
     def __init__(
         self,
@@ -59,7 +56,6 @@ class Conversation:
         metrics: Metrics,
         clock: Clock,
     ) -> None:
-        self.sent = Transcript()
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self._job = job
@@ -73,15 +69,17 @@ class Conversation:
         self._clock = clock
         self._until_s = math.inf
         self._cut: str | None = None
-        self._anew = False
         self._calls = self._tries = 0
         self._call: UpstreamCall | None = None
-        self._turns: list[Turn] = []
-        self._said = self.sent
-        """What the turn that goes on has said; as long as it is the first, all that was sent."""
+        self._speech = Speech(voice, job.attempt, metrics, self._first)
         self._toolbox = Toolbox()
         self._work: ToolWork | None = None
         self._pausing = False
+
+    @property
+    def text(self) -> str:
+        """The answer as readers have it, choice 0's."""
+        return self._speech.sent.text
 
     def pause(self) -> bool:
         """Whether a later attempt can go on from just here. Otherwise `hold` raises Paused before the next turn, if one comes."""
@@ -98,8 +96,8 @@ class Conversation:
         Raises UpstreamError when policy says that a failure is final, ToolUnavailable, TooManyTurns, and Paused.
         """
         self._until_s = until_s
-        self.sent, self.usage, self._turns, self._anew = past.transcript, past.usage, past.turns, past.anew
-        self._said = self.sent if past.current is None else past.current
+        self.usage = past.usage
+        self._speech.take_up(past)
         if past.attempts == 0:
             self._voice.say(EventType.AGENT_STARTED, state=RunState.RUNNING)
         elif not past.resumed:
@@ -116,19 +114,19 @@ class Conversation:
             self._work = ToolWork(self._toolbox, self._voice, self._tools.redactor, self._metrics, self._clock)
             await self._finish_turn()
         while (turn := await self._reply()) is not None:
-            self._turns.append(turn)
-            self._said, self._tries, self._cut = Transcript(), 0, None
+            self._speech.next_turn(turn)
+            self._tries, self._cut = 0, None
             await self._finish_turn()
 
     async def _finish_turn(self) -> None:
         """See to it that the last turn's calls have results, unless the conversation is to end or to stand still."""
-        if self._work is None or not self._turns:
+        if self._work is None or not self._speech.turns:
             return
-        if len(self._turns) >= self._job.step.max_turns:
+        if len(self._speech.turns) >= self._job.step.max_turns:
             raise TooManyTurns
         if self._pausing:
             raise Paused
-        await self._work.finish(self._turns[-1])
+        await self._work.finish(self._speech.turns[-1])
         if self._pausing:
             raise Paused
 
@@ -141,7 +139,7 @@ class Conversation:
             except UpstreamError as error:
                 await self._again(error)
         own = call.own.calls() if call.own is not None else []
-        spoken = self._spoken
+        spoken = self._speech.spoken
         facts = await self._say_output(call, aborted=False)
         if goes_on(facts) and self._expenses.exceeded is None:
             return Turn(own, spoken.text, reasoning=facts.get("reasoning"), refusal=facts.get("refusal"))
@@ -166,23 +164,18 @@ class Conversation:
         if call is None:
             self._expenses.tell()
             return
-        for index, choice in self._spoken.choices.items():
-            if choice.finish_reason is None:
-                self._spoken.finish(index, self.finish_reason)
+        self._speech.cut(self.finish_reason)
         if call.usage is None and self._expenses.meter is not None:
             call.usage = self._expenses.meter.usage
         await self._say_output(call, aborted=False)
+        if self._work is not None and call.own is not None:
+            self._work.refuse(call.own.calls())
 
     @property
     def spoke(self) -> bool:
         """Whether the turn that goes on has said anything, or tools are at work for the last one."""
         busy = self._work is not None and self._work.busy
-        return not self._spoken.empty or self._calls_tools or busy
-
-    @property
-    def _spoken(self) -> Transcript:
-        """What readers have of the turn that goes on."""
-        return self._said if self._turns else self.sent
+        return not self._speech.spoken.empty or self._calls_tools or busy
 
     @property
     def _calls_tools(self) -> bool:
@@ -190,11 +183,8 @@ class Conversation:
 
     @property
     def _plain(self) -> bool:
-        """Whether an upstream that can may go on from what the turn has said: text alone, and what readers have of it."""
-        spoken = self._spoken
-        if self._anew or not spoken.plain or self._calls_tools or self._job.step.on_cut == "regenerate":
-            return False
-        return not self._turns or spoken.text == self.sent.text[sum(len(turn.text) for turn in self._turns) :]
+        """Whether an upstream that can may go on from what the turn has said."""
+        return self._speech.plain and not self._calls_tools and self._job.step.on_cut != "regenerate"
 
     async def _report_lost(self, said: Transcript) -> None:
         """The call of a lost attempt was paid for as well; what it said is what can be known of it."""
@@ -225,106 +215,37 @@ class Conversation:
 
     async def _answer(self) -> UpstreamCall:
         """One upstream call, from where the answer stands: whoever answers it goes on from there, or else begins anew."""
-        step, spoken = self._job.step, self._spoken
-        prefix = spoken.text if self._plain else ""
+        step, speech = self._job.step, self._speech
+        prefix = speech.spoken.text if self._plain else ""
         self._calls, self._tries = self._calls + 1, self._tries + 1
         call_id = f"{self._job.writer}-{self._job.attempt}-{self._calls}"
-        call = UpstreamCall(call_id, self._clock.time(), len(spoken.all_text()))
+        call = UpstreamCall(call_id, self._clock.time(), len(speech.spoken.all_text()))
         asked, meter = self._job.call(prefix), self._expenses.meter
         if self._toolbox:
-            asked = msgspec.structs.replace(asked, body=with_turns(asked.body, self._toolbox.offered, self._turns))
-            call.own = OwnCalls(self._toolbox)
+            theirs = bool(asked.body.get("tools") or asked.body.get("functions"))
+            asked = msgspec.structs.replace(asked, body=with_turns(asked.body, self._toolbox.offered, speech.turns))
+            call.own = OwnCalls(self._toolbox if theirs else None)
         asked = await self._expenses.begin(asked)
         call.body, self._call = asked.body, call
         asking = self._router.ask(step.upstream, asked, self._told, route=step.route, until_s=self._until_s, after=self._cut)
         async with asking as answer:
             call.answered(answer, len(prefix))
-            splice = None if answer.continued or spoken.empty else self._splice()
-            said = self._said if splice is None else Transcript()
+            speech.listen(continued=answer.continued)
             async for pieces in answer:
                 if meter is not None and not meter.covers(pieces):
                     pieces = await meter.afford(pieces)
-                self._say(pieces, said, splice, call)
+                speech.say(pieces, call)
                 if self._writer.full:
                     await self._writer.room()
-        if splice is not None:
-            self._writer.emit(*self._fitted(splice.end(), self._voice.at.now()))
-            self._said = said
-            if not self._turns:
-                self.sent = said
+        reasons = speech.end()
         if meter is not None:
-            meter.stopped([choice.finish_reason for choice in said.choices.values()])
+            meter.stopped(reasons)
         return call
-
-    def _splice(self) -> Splice:
-        """To fit this turn, generated again, onto all that was sent; the turns before it stand."""
-        splice = Splice(self.sent)
-        for turn in self._turns:
-            splice.feed(turn.delta())
-        return splice
-
-    def _say(self, pieces: Sequence[Piece], said: Transcript, splice: Splice | None, call: UpstreamCall) -> None:
-        """Everything that one read of the upstream brought, in one go and at one time."""
-        events: list[Event] = []
-        at = self._voice.at.now()
-        for piece in pieces:
-            if type(piece) is not Delta:
-                self._note(piece, said, call)
-                continue
-            if piece.tool_calls is not None and call.own is not None:
-                rest = call.own.rest(piece)
-                if rest is None:
-                    continue
-                piece = rest
-            said.add(piece)
-            if splice is not None:
-                events += self._fitted(splice.feed(piece), at)
-                continue
-            if said is not self.sent:
-                self.sent.add(piece)
-            events.append(self._event(piece, at))
-        if events:
-            if call.first_at is None:
-                self._first(call)
-            self._writer.emit(*events)
-
-    def _fitted(self, parts: Sequence[Delta | Reset], at: str) -> list[Event]:
-        """What readers are told of an answer that is generated again. It is what was sent, should this call break off too."""
-        for part in parts:
-            if isinstance(part, Reset):
-                self.sent.choices[part.choice].cut(part.offset)
-            else:
-                self.sent.add(part)
-        return [self._event(part, at) for part in parts]
-
-    def _event(self, part: Delta | Reset, at: str) -> Event:
-        if type(part) is Delta:
-            return Event(_PARTIAL, at, self._voice.agent_id, part.content, payload_of(part))
-        assert isinstance(part, Reset)
-        payload = {
-            "offset": part.offset,
-            "reason": "the answer was generated again and differs",
-            "attempt": self._job.attempt,
-            **({"choice": part.choice} if part.choice else {}),
-        }
-        return Event(EventType.OUTPUT_RESET, at, self._voice.agent_id, payload=payload)
 
     def _first(self, call: UpstreamCall) -> None:
         call.first_at = self._clock.time()
         if self._calls == 1 and self._job.attempt == 1 and self._job.step.name in self._job.run.answers:
             self._metrics.first_token(call.first_at - self._job.run.created_ms / 1000)
-
-    def _note(self, piece: Piece, said: Transcript, call: UpstreamCall) -> None:
-        match piece:
-            case Finish(choice, reason):
-                said.finish(choice, reason)
-            case Usage():
-                call.usage = piece
-            case Note(what):
-                call.notes.append(what)
-                self._metrics.upstream_note(what)
-            case Delta():
-                raise AssertionError("deltas are said, not noted")
 
     async def _told(self, what: FailedTry | Hedged) -> None:
         """What happens before anything is said. When no other try follows a failed one, the error itself arrives next."""
@@ -345,7 +266,7 @@ class Conversation:
 
     async def _say_output(self, call: UpstreamCall, *, aborted: bool, final: bool = False) -> dict[str, Any]:
         """`LLM_OUTPUT`: what one call brought. A call that is repeated reports its usage only, the text is said by the next."""
-        spoken = self._spoken
+        spoken = self._speech.spoken
         if call.usage is None:
             own = spoken.all_text()[call.given_chars :] + (call.own.text() if call.own is not None else "")
             call.usage = await self._tokens.usage(self._model, call.body or self._job.request.body, own)

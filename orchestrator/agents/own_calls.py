@@ -17,9 +17,12 @@ from orchestrator.upstreams.upstream import Delta
 
 
 class OwnCalls:
-    """Those of one upstream call. Only choice 0 can call tools of ours; what other choices want of them is dropped."""
+    """Those of one upstream call. Only choice 0 can call tools of ours; what other choices want of them is dropped.
 
-    def __init__(self, names: Container[str]) -> None:
+    `names` are ours. None: the client has none, so that every call is one of ours, and one that does not exist is told the model.
+    """
+
+    def __init__(self, names: Container[object] | None) -> None:
         self._names = names
         self._own: set[tuple[int, int]] = set()
         self._told: dict[tuple[int, int], int] = {}
@@ -34,7 +37,7 @@ class OwnCalls:
         left: list[dict[str, Any]] = []
         for call in delta.tool_calls or ():
             place = (delta.choice, call["index"])
-            if place in self._own or (place not in self._told and (call.get("function") or {}).get("name") in self._names):
+            if place in self._own or (place not in self._told and self._is_ours(call)):
                 self._own.add(place)
                 if delta.choice == 0:
                     self._written.add(Delta(tool_calls=[call]))
@@ -43,6 +46,9 @@ class OwnCalls:
             left.append({**call, "index": index})
         rest = msgspec.structs.replace(delta, tool_calls=left or None)
         return None if rest == Delta(delta.choice) else rest
+
+    def _is_ours(self, call: dict[str, Any]) -> bool:
+        return self._names is None or (call.get("function") or {}).get("name") in self._names
 
     def calls(self) -> list[ToolCall]:
         """In order, each with an id of its own: servers forget ids, or give one twice."""

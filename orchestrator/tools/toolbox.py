@@ -44,7 +44,7 @@ class Toolbox:
     def find(self, name: str) -> Tool:
         """Raises ToolUnavailable."""
         if (tool := self._tools.get(name)) is None:
-            raise ToolUnavailable("There is no such tool any more.")
+            raise ToolUnavailable(f"There is no tool of this name. There are: {', '.join(self._tools)}.")
         return tool
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Observation:

@@ -15,6 +15,7 @@ from orchestrator.runs import RunState
 from orchestrator.tools.registry import Tools
 from tests.orchestrator.agents.world import World, said, types
 
+THEIRS = {"type": "function", "function": {"name": "theirs", "parameters": {"type": "object"}}}
 OF_TOOLS = ("TOOL_INVOKED", "TOOL_OBSERVATION", "TOOL_ERROR")
 
 
@@ -88,8 +89,7 @@ async def test_a_tool_is_called_and_the_model_answers_with_what_it_said(world: W
 
 async def test_the_upstream_is_offered_our_tools_and_the_clients(world: World) -> None:
     world.tools.register("add", add)
-    theirs = {"type": "function", "function": {"name": "theirs", "parameters": {"type": "object"}}}
-    job = await world.job('say "hello"', tools=("add",), body={"tools": [theirs]})
+    job = await world.job('say "hello"', tools=("add",), body={"tools": [THEIRS]})
     await world.work(job)
     ours = {
         "name": "add",
@@ -101,7 +101,7 @@ async def test_the_upstream_is_offered_our_tools_and_the_clients(world: World) -
             "additionalProperties": False,
         },
     }
-    assert world.upstream.witness.calls[0].body["tools"] == [{"type": "function", "function": ours}, theirs]
+    assert world.upstream.witness.calls[0].body["tools"] == [{"type": "function", "function": ours}, THEIRS]
 
 
 async def test_calls_of_one_turn_run_at_once_and_are_told_in_order(world: World) -> None:
@@ -129,7 +129,7 @@ async def test_calls_of_one_turn_run_at_once_and_are_told_in_order(world: World)
 
 async def test_a_call_of_the_clients_tool_ends_the_turn(world: World) -> None:
     world.tools.register("add", add)
-    job = await world.job('call theirs {"x": 1}', tools=("add",))
+    job = await world.job('call theirs {"x": 1}', tools=("add",), body={"tools": [THEIRS]})
     await world.work(job)
     events = await world.events(job.run.id)
     (output,) = outputs(events)
@@ -143,7 +143,7 @@ async def test_a_call_of_the_clients_tool_ends_the_turn(world: World) -> None:
 async def test_where_both_are_called_only_the_client_is_asked(world: World) -> None:
     """Its next request would not say what our tool did, so ours is not called. Theirs is numbered as if it were alone."""
     world.tools.register("add", add)
-    job = await world.job('call add {"a": 1, "b": 2}; call theirs {}', tools=("add",))
+    job = await world.job('call add {"a": 1, "b": 2}; call theirs {}', tools=("add",), body={"tools": [THEIRS]})
     await world.work(job)
     events = await world.events(job.run.id)
     calls = [call for event in events if event.type == "LLM_PARTIAL" for call in (event.payload or {})["tool_calls"]]
@@ -151,6 +151,16 @@ async def test_where_both_are_called_only_the_client_is_asked(world: World) -> N
     assert calls[0]["function"]["name"] == "theirs"
     assert [(kind, payload["code"]) for kind, _, payload in told(events)] == [("TOOL_ERROR", "not_called")]
     assert len(world.upstream.witness.calls) == 1
+
+
+async def test_a_tool_that_the_model_made_up_is_answered(world: World) -> None:
+    """Where the client has no tools, nobody else could answer."""
+    world.tools.register("add", add)
+    job = await world.job("call subtract", tools=("add",))
+    await world.work(job)
+    events = await world.events(job.run.id)
+    assert [(kind, payload["code"]) for kind, _, payload in told(events)] == [("TOOL_ERROR", "tool_unavailable")]
+    assert said(events) == "The tool answered: There is no tool of this name. There are: add."
 
 
 @pytest.mark.parametrize(
