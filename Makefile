@@ -3,6 +3,8 @@
 BIN := .venv/bin
 # Further arguments of a verb: make test ARGS="tests/wire -x".
 ARGS ?=
+# How many tests run at a time. They wait more than they work, so three occupy two cores; 0 is one process, as debuggers like it.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench protos format lock clean
@@ -13,8 +15,8 @@ help: ## List the verbs
 run: .venv/.installed ## Start Headgate with config.yaml; ARGS="--port 9000" and the like are passed on
 	@$(BIN)/headgate serve --config config.yaml $(ARGS)
 
-test: .venv/.installed ## Run all tests
-	@$(BIN)/pytest $(ARGS)
+test: .venv/.installed ## Run all tests; WORKERS=0 in one process
+	@$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope $(ARGS)
 
 check: .venv/.installed ## Check format, lint, types and the Dockerfile
 	@$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
-"""Fixtures for every folder of tests: the real backends, started once per session."""
+"""For every folder of tests: the real backends, started once per session, and how pytest's workers share the tests."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,12 +11,25 @@ from pathlib import Path
 import hypothesis
 import msgspec
 import pytest
+from xdist.remote import Producer
 
 from orchestrator.embedded import Addresses
+from tests.lots import Lots, make_way
 
 # How long an example takes says how busy the machine is, not whether the property holds.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lots:
+    return Lots(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        make_way(item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """What the tests of compatibility share: one Headgate, a second one beside it, a model server behind both, and clients.
 
-Everything is started once per session. `headgate` has the settings of a default installation. `brisk` is a second process on the
-same backends, which makes it a replica; it asks for keys, and its short waits and small limits can be seen without waiting. What
-would disturb other tests is `forgetful`'s, a third. `here` and `there` are all doors of the first two.
+Everything is started once per session and shape: as one process, and as a gateway and an orchestrator. `headgate` has the
+settings of a default installation. `brisk` is a second process on the same backends, which makes it a replica; it asks for keys,
+and its short waits and small limits can be seen without waiting. What would disturb other tests is `forgetful`'s, a third. `here`
+and `there` are all doors of the first two.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from openai import AsyncOpenAI, OpenAI
 from compat_tests.doors import DOORS, Door, Server
 from compat_tests.model_server import ModelServer
 from compat_tests.raw import Raw
-from compat_tests.served import ALICE, MALLORY, UPSTREAM_SECRET, served
+from compat_tests.served import ALICE, MALLORY, SHAPES, UPSTREAM_SECRET, Shape, served
 from orchestrator.embedded import Addresses
 
 FRIENDLY_PAGE = "https://app.example.com"
@@ -51,12 +52,28 @@ def model_server() -> Iterator[ModelServer]:
 
 
 @pytest.fixture(scope="session")
-def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
+def deaf_port() -> Iterator[int]:
+    """Whoever connects to it is refused: it is held, so that nobody else gets it, and not listened on."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        yield int(deaf.getsockname()[1])
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> Shape:
+    """Whether a Headgate is one process or two."""
+    found: Shape = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def config(backends: Addresses, model_server: ModelServer, deaf_port: int, shape: Shape) -> dict[str, Any]:
+    """The settings of a Headgate, which are the same in either shape. Whoever asks for them is tested in both."""
     return {
         "server": {"port": 0},
         "grpc": {"port": unused_port()},
         "backends": {"redis": backends.redis, "temporal": backends.temporal, "postgres": backends.postgres},
-        "upstreams": _upstreams(model_server),
+        "upstreams": _upstreams(model_server, deaf_port),
         "tools": {name: {"python": f"compat_tests.toolbox:{name}"} for name in ("weather", "login")},
         "models": {
             "demo": _model("demo"),
@@ -64,6 +81,8 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
             "wire": _model("wire"),
             "wire-none": _model("wire", durability="none"),
             "impatient": _model("impatient"),
+            "patient": _model("patient"),
+            "patient-none": _model("patient", durability="none"),
             "verbatim": _model("verbatim"),
             "old": _model("old"),
             "patient-with-503": _model("retrying", durability="none"),
@@ -86,9 +105,9 @@ def config(backends: Addresses, model_server: ModelServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def headgate(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def headgate(config: dict[str, Any], shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Headgate as most people run it."""
-    with served(config, tmp_path_factory.mktemp("headgate")) as url:
+    with served(config, tmp_path_factory.mktemp("headgate"), shape) as url:
         yield url
 
 
@@ -110,17 +129,18 @@ def brisk_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def brisk(brisk_config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def brisk(brisk_config: dict[str, Any], headgate: str, shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a second Headgate on the same backends."""
-    with served(brisk_config, tmp_path_factory.mktemp("brisk")) as url:
+    with served(brisk_config, tmp_path_factory.mktemp("brisk"), shape) as url:
         yield url
 
 
-def _upstreams(server: ModelServer) -> dict[str, Any]:
+def _upstreams(server: ModelServer, deaf_port: int) -> dict[str, Any]:
     wire = {"kind": "openai", "base_url": server.base_url, "api_key": UPSTREAM_SECRET, "retries": 0, "breaker": None}
-    dead = {**wire, "base_url": f"http://127.0.0.1:{unused_port()}/v1"}
+    dead = {**wire, "base_url": f"http://127.0.0.1:{deaf_port}/v1"}
     return {
         "demo": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 1.0},
+        "patient": {"kind": "scripted", "rate": 100_000.0, "idle_timeout_s": 4.0},
         "wire": wire,
         "impatient": {**wire, "idle_timeout_s": 0.3, "max_line_bytes": 64 << 10, "max_answer_bytes": 256 << 10},
         "retrying": {**wire, "retries": 1},
@@ -132,7 +152,7 @@ def _upstreams(server: ModelServer) -> dict[str, Any]:
 
 
 def unused_port() -> int:
-    """Nobody answers there."""
+    """Nobody answers there now."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return int(unused.getsockname()[1])
@@ -199,7 +219,7 @@ def nobody(brisk: str, brisk_config: dict[str, Any]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def forgetful(config: dict[str, Any], headgate: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def forgetful(config: dict[str, Any], headgate: str, shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """All doors of a third replica, which keeps few of a run's events, and whose sockets must answer pings soon."""
     less = {
         **config,
@@ -207,7 +227,7 @@ def forgetful(config: dict[str, Any], headgate: str, tmp_path_factory: pytest.Te
         "log": {"max_events_per_run": FEW_EVENTS},
         "streams": {"ws_ping_s": 0.4},
     }
-    with served(less, tmp_path_factory.mktemp("forgetful")) as url:
+    with served(less, tmp_path_factory.mktemp("forgetful"), shape) as url:
         yield from _doors_of(url, less)
 
 

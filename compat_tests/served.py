@@ -1,21 +1,21 @@
 """A real Headgate: `headgate serve` as a child process, configured by a file, found by the address that it announces.
 
-`HEADGATE_COMPAT_SHAPE=split` makes it two processes, a gateway and its orchestrator. All tests are the same.
+In the shape `split` it is two processes, a gateway and its orchestrator. All tests are the same.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-SHAPE = os.environ.get("HEADGATE_COMPAT_SHAPE", "whole")
+Shape = Literal["whole", "split"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 UPSTREAM_SECRET = "sk-upstream-canary-secret"
 INTERNAL_SECRET = "internal-canary-secret"
@@ -29,13 +29,12 @@ _ANNOUNCED = re.compile(r"^Headgate.* listens on (http://[^\s,]+\d)")
 
 
 @contextmanager
-def served(config: dict[str, Any], folder: Path) -> Iterator[str]:
-    """Its address, in the shape that is asked for. Clients cannot tell which."""
-    if SHAPE == "whole":
+def served(config: dict[str, Any], folder: Path, shape: Shape = "whole") -> Iterator[str]:
+    """Its address. Clients cannot tell its shape."""
+    if shape == "whole":
         with _process(config, folder) as url:
             yield url
         return
-    assert SHAPE == "split", f"there is no shape {SHAPE}"
     between = {"secret": INTERNAL_SECRET, "port": 0}
     with _process({**config, "role": "orchestrator", "orchestrator": between}, folder / "orchestrator") as inside:
         between = {"secret": INTERNAL_SECRET, "urls": [inside]}

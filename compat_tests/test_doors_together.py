@@ -26,14 +26,14 @@ from protos import orchestrator_pb2 as pb
 from protos.streaming_pb2 import TaskUpdate
 
 PAUSABLE = script('say "a"', "once hang", 'say " b"')
-"""Hangs until it is paused and resumed."""
+"""Hangs until it is paused and resumed, unless that takes longer than its upstream may be silent."""
 
 
 # Followed
 
 
 @promise("doors.at-once", "grpc.reflection", "event.one-ending", "command.watches")
-@pytest.mark.parametrize("model_name", ["demo", "demo-none"])
+@pytest.mark.parametrize("model_name", ["patient", "patient-none"])
 def test_a_run_of_the_openai_sdk_is_followed_by_everybody_at_once(
     client: OpenAI, here: Server, there: Server, model_name: str
 ) -> None:

@@ -12,14 +12,14 @@ import pytest
 from compat_tests.conftest import unused_port
 from compat_tests.doors import BrokenOff, Server
 from compat_tests.manifest import promise
-from compat_tests.served import served
+from compat_tests.served import Shape, served
 from compat_tests.stage import staged
 from compat_tests.watch import everywhere, seen, shown
 
 
 @promise("doors.drain", "ws.codes", "grpc.codes", "doors.replica")
 def test_streams_of_a_server_that_goes_away_say_so_and_go_on_elsewhere(
-    config: dict[str, Any], here: Server, tmp_path: Path
+    config: dict[str, Any], here: Server, shape: Shape, tmp_path: Path
 ) -> None:
     """native.md §4, §6: a broken-off stream is no end; 1001 and UNAVAILABLE say to resume. The run does not notice.
 
@@ -28,7 +28,7 @@ def test_streams_of_a_server_that_goes_away_say_so_and_go_on_elsewhere(
     rpc = {"port": unused_port()}
     leaving = {**config, "server": {"port": 0, "drain_s": 0.1}, "grpc": rpc}
     with staged(here) as stage, ExitStack() as process:
-        url = process.enter_context(served(leaving, tmp_path))
+        url = process.enter_context(served(leaving, tmp_path, shape))
         with closing(Server(url, rpc["port"])) as server, everywhere(stage.run, server) as watches:
             stage.say("X_LAST_SEEN")
             for watch in watches.values():

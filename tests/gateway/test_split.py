@@ -1,6 +1,7 @@
 """A gateway apart from its orchestrator: what crosses between them, what must not, and how each notices the other's end.
 
-That clients cannot tell the difference is for the tests of the doors, with HEADGATE_COMPAT_SHAPE=split.
+That clients cannot tell the difference is for the tests of the doors: those of compatibility, in their shape `split`, and those
+of the HTTP doors with HEADGATE_DOORS_SHAPE=split.
 """
 
 from __future__ import annotations

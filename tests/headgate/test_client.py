@@ -117,6 +117,15 @@ def test_the_thread_ends_with_the_client() -> None:
     assert threading.active_count() == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process in the background, as CI's and pytest's workers may be, is born deaf to interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_whoever_is_interrupted_while_waiting_cancels_the_work() -> None:
     cancelled = threading.Event()
 

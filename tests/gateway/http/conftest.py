@@ -37,7 +37,7 @@ from orchestrator.upstreams.witness import Witness
 from orchestrator.workflows.worker import TemporalAddress
 from tests.orchestrator.engines import TOKENIZER
 
-SHAPE = os.environ.get("HEADGATE_COMPAT_SHAPE", "whole")
+SHAPE = os.environ.get("HEADGATE_DOORS_SHAPE", "whole")
 """`split` runs all these tests against a gateway and an orchestrator that meet only over HTTP."""
 
 
