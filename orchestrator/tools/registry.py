@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.tools import config as configs
 from orchestrator.tools.config import BETWEEN, McpTools, PythonTool, ToolConfig
 from orchestrator.tools.function import FunctionTool, load
-from orchestrator.tools.mcp_server import McpServer
 from orchestrator.tools.redaction import Redactor
 from orchestrator.tools.threads import Threads
 from orchestrator.tools.tool import Tool, ToolUnavailable
 from orchestrator.tools.toolbox import Toolbox
+
+if TYPE_CHECKING:
+    from orchestrator.tools.mcp_server import McpServer
 
 _RESULT_BYTES = 64 * 1024
 
@@ -34,6 +36,9 @@ class Tools:
                         name, entry.python, self.threads, timeout_s=entry.timeout_s, max_result_bytes=int(entry.max_result_bytes)
                     )
                 case McpTools():
+                    # Its SDK takes a third of the time in which a server starts, and most have no use for it.
+                    from orchestrator.tools.mcp_server import McpServer
+
                     self._servers[name] = McpServer(name, entry, self.redactor)
 
     def register(self, name: str, function: Callable[..., Any]) -> None:
