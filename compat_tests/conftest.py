@@ -29,6 +29,8 @@ FRIENDLY_PAGE = "https://app.example.com"
 FEW_EVENTS = 50
 """How many `forgetful` keeps, more or less."""
 
+SEMANTIC = {"upstream": "wire", "embedding_model": "bag-of-words", "threshold": 0.9, "wait_s": 5.0}
+
 MODELS = ("demo", "demo-none", "wire", "wire-none")
 """Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
 
@@ -95,6 +97,7 @@ def config(backends: Addresses, model_server: ModelServer, deaf_port: int, shape
             "hasty": {"plan": {"agent": {"upstream": "demo", "timeout_s": 0.3}}},
             "cached": _model("demo", cache={"exact": True}),
             "cached-none": _model("demo", durability="none", cache={"exact": True}),
+            "semantic": _model("demo", cache={"exact": True, "semantic": SEMANTIC}),
             "stays": _model("wire", on_disconnect="continue"),
             "equipped": _equipped("wire"),
             "equipped-none": _equipped("demo", durability="none"),

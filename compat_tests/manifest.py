@@ -113,6 +113,7 @@ MANIFEST: Mapping[str, Promised] = {
     "cache.hit": Promised(
         "The same question to a model with a cache is given the same answer, by a run of its own, and `X-Cache` says so.", "§3"
     ),
+    "cache.semantic": Promised("A question that means the same is given the answer too, where the model has it so.", "§3"),
     "cache.tenant": Promised("What one tenant was answered, another is never given.", "design §1"),
     "tools.coherent": Promised(
         "A model that calls tools of its own gives one answer, and shows none of the calls.", "orchestration §1"

@@ -18,6 +18,7 @@ from aiohttp import web
 from orchestrator.upstreams.playing import prompt_of
 from orchestrator.upstreams.scripted_server import ScriptedServer
 from orchestrator.upstreams.witness import Ending, ScriptedCall, Witness
+from tests.orchestrator.cache.embeddings import EmbeddingsServer
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class ModelServer:
     async def _serve(self, ready: threading.Event) -> None:
         app = self._server.app()
         app.router.add_post("/verbatim/v1/chat/completions", _verbatim)
+        app.add_routes(EmbeddingsServer().routes())
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -52,6 +52,31 @@ def test_the_sdk_is_told_and_every_door_shows_the_same(
     assert (status.metrics.cache_hit, status.metrics.cache_score) == (True, 1.0)
 
 
+@promise("cache.semantic")
+def test_a_question_that_means_the_same(client: OpenAI, here: Server, there: Server, mark: str) -> None:
+    """openai.md §3: what is alike is remembered once it was answered, which nobody waits for; so a few have to ask."""
+
+    def ask(like: str) -> Any:
+        prompt = script('say "Paris"', f"# what is the capital city of the {like} {mark.strip('# ')} republic these days")
+        body: Any = {"model": "semantic", "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        return client.chat.completions.with_raw_response.create(**body)
+
+    answers = [ask("old")]
+    while answers[-1].headers["x-cache"] != "semantic":
+        assert len(answers) < 100
+        assert answers[-1].headers["x-cache"] == "miss"
+        answers.append(ask(f"very {'very ' * len(answers)}"))
+    assert {answer.parse().choices[0].message.content for answer in answers} == {"Paris"}
+    run = answers[-1].headers["x-workflow-id"]
+    log = here.log(run)
+    score = log[0]["payload"]["cache_score"]
+    assert 0.9 <= score <= 1.0
+    assert log[0]["payload"]["cached_from"] in {answer.headers["x-workflow-id"] for answer in answers[:-1]}
+    request = pb.GetTaskStatusRequest(task_id=run, include_details=True)
+    status = there.tasks.GetTaskStatus(request, metadata=there.metadata, timeout=TIMEOUT_S)
+    assert (status.metrics.cache_hit, status.metrics.cache_score) == (True, score)
+
+
 @promise("cache.tenant")
 def test_a_stranger_asks_anew(there: Server, mallory: Server, mark: str) -> None:
     """design §1.8: nothing of another tenant's."""

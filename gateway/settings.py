@@ -35,6 +35,7 @@ from gateway.settings_auth import Auth
 from gateway.settings_errors import ConfigError, Inconsistent, Problem, did_you_mean, explain
 from gateway.settings_layers import Override, from_environment, interpolate, overlay, parse_yaml, source_of
 from gateway.settings_section import Section, is_loopback
+from orchestrator.cache.config import CacheConfig
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.errors import ModelNotFound
 from orchestrator.limits.config import Limits
@@ -337,12 +338,7 @@ def _model_problems(settings: Settings) -> Iterator[Problem]:
     for name, entry in settings.models.items():
         if "*" in name and name != "*" and not (name.endswith("/*") and name.count("*") == 1):
             yield ("models", name), "is neither an exact name, nor prefix/*, nor *"
-        retention_s = settings.log.retention_hours * 3600
-        if entry.cache is not None and entry.cache.ttl_s > retention_s:
-            yield (
-                ("models", name, "cache", "ttl_s"),
-                f"is longer than the {retention_s:g} s of log.retention_hours, and the log is what is given again",
-            )
+        yield from _cache_problems(settings, ("models", name, "cache"), entry.cache)
         if entry.plan is None:
             continue
         for path, text in plan_problems(entry.plan, upstreams):
@@ -381,6 +377,24 @@ def _tool_problems(settings: Settings) -> Iterator[Problem]:
                 if not tool_config.known(tool, tools):
                     path = ("models", name, "plan", *node.path, "tools", str(number))
                     yield path, f"there is no tool '{tool}' in `tools`{did_you_mean(tool, tools)}"
+
+
+def _cache_problems(settings: Settings, path: tuple[str, ...], cache: CacheConfig | None) -> Iterator[Problem]:
+    if cache is None:
+        return
+    semantic, retention_s = cache.semantic, settings.log.retention_hours * 3600
+    for at, ttl_s in ((path, cache.ttl_s), ((*path, "semantic"), 0.0 if semantic is None else semantic.ttl_s)):
+        if ttl_s > retention_s:
+            why = f"is longer than the {retention_s:g} s of log.retention_hours, and the log is what is given again"
+            yield (*at, "ttl_s"), why
+    if semantic is None:
+        return
+    upstream = settings.upstreams.get(semantic.upstream)
+    if upstream is None:
+        why = f"there is no upstream '{semantic.upstream}'{did_you_mean(semantic.upstream, settings.upstreams)}"
+        yield (*path, "semantic", "upstream"), why
+    elif not isinstance(upstream, OpenAIConfig):
+        yield (*path, "semantic", "upstream"), "needs an upstream of kind 'openai': a scripted one does not know what words mean"
 
 
 def _task_problems(settings: Settings) -> Iterator[Problem]:

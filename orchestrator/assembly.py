@@ -16,6 +16,9 @@ import msgspec
 from orchestrator.agents.desk import Desk
 from orchestrator.approvals import Approvals
 from orchestrator.cache.cache import Cache
+from orchestrator.cache.exact import Exact
+from orchestrator.cache.recordings import Recordings
+from orchestrator.cache.similar import Similar
 from orchestrator.catalog import Catalog, ModelEntry
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.control import Control
@@ -39,6 +42,7 @@ from orchestrator.publishing import Publishing
 from orchestrator.spending.spending import Spending
 from orchestrator.stage import Stage
 from orchestrator.store.postgres import Postgres
+from orchestrator.store.questions import PostgresQuestions, Questions
 from orchestrator.store.store import Store
 from orchestrator.streamlog.archive import Archive
 from orchestrator.streamlog.fanout import Fanout
@@ -48,7 +52,7 @@ from orchestrator.tools.config import ToolConfig
 from orchestrator.tools.registry import Tools
 from orchestrator.upstreams.config import UpstreamConfig, secrets_of
 from orchestrator.upstreams.factory import build, route
-from orchestrator.upstreams.openai_http import upstream_session
+from orchestrator.upstreams.openai_http import OpenAIUpstream, upstream_session
 from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.upstream import Upstream
 from orchestrator.workflows.activities import Activities
@@ -118,12 +122,23 @@ async def orchestrator(
             owner=owner,
             tokens=Tokenizer(),
             limits=limits,
+            questions=await _questions(config, addresses.postgres, stack),
         )
         yield await stack.enter_async_context(engine(config, parts))
 
 
+async def _questions(config: Configuration, dsn: str, stack: AsyncExitStack) -> Questions | None:
+    """Raises VectorsMissing."""
+    if not any(entry.cache is not None and entry.cache.semantic is not None for entry in config.models.values()):
+        return None
+    return await stack.enter_async_context(PostgresQuestions(dsn))
+
+
 class Parts(msgspec.Struct, frozen=True):
-    """What an engine stands on. `owner` names this process; `temporal_wait_s` is how long a start waits for Temporal."""
+    """What an engine stands on. `owner` names this process; `temporal_wait_s` is how long a start waits for Temporal.
+
+    `questions` are there if a model has a semantic cache.
+    """
 
     log: Log
     store: Store
@@ -135,6 +150,23 @@ class Parts(msgspec.Struct, frozen=True):
     tokens: Tokenizer
     limits: Limits = Unlimited()
     temporal_wait_s: float = 10.0
+    questions: Questions | None = None
+
+
+@asynccontextmanager
+async def _cache(parts: Parts, fanout: Fanout) -> AsyncIterator[Cache]:
+    log, metrics, clock = parts.log, parts.metrics, parts.clock
+    recordings = Recordings(log)
+    exact = Exact(log, recordings)
+    if parts.questions is None:
+        yield Cache(exact, None, log, fanout, metrics, clock)
+        return
+    embedders = {name: upstream for name, upstream in parts.upstreams.items() if isinstance(upstream, OpenAIUpstream)}
+    similar = Similar(parts.questions, embedders, recordings, fanout, metrics, clock)
+    try:
+        yield Cache(exact, similar, log, fanout, metrics, clock)
+    finally:
+        await similar.close()
 
 
 @asynccontextmanager
@@ -185,6 +217,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         await stack.enter_async_context(janitor.working())
         inline = InlineRuns(stage, desk, ender, gates, lease_ms=lease_ms)
         stack.push_async_callback(inline.close)
+        cache = await stack.enter_async_context(_cache(parts, fanout))
         control = Control(log=log, records=records, herald=herald, approvals=approvals, desk=desk, gates=gates, temporal=temporal)
         stack.push_async_callback(control.close)
         catalog = Catalog(config.models)
@@ -203,7 +236,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             ender=ender,
             limits=parts.limits,
             tokens=parts.tokens,
-            cache=Cache(log, fanout, metrics, clock),
+            cache=cache,
             metrics=metrics,
             clock=clock,
             random_bytes=secrets.token_bytes,

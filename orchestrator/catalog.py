@@ -75,6 +75,8 @@ class ModelEntry(BaseModel):
             raise ValueError("a workflow has its own timeout_s, under `workflow`")
         if self.plan is not None and self.durability == "none" and self.plan.needs_temporal:
             raise ValueError("a plan with a workflow as a step runs in Temporal, so its durability cannot be none")
+        if self.plan is not None and self.cache is not None and self.plan.needs_temporal and not self.cache.side_effects:
+            raise ValueError("what a workflow of your own does, nobody here knows: caching its answers needs cache.side_effects")
         return self
 
     @property

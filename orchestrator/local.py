@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator import trace
-from orchestrator.cache.cache import Cache
+from orchestrator.cache.cache import NOTHING, Cache
 from orchestrator.catalog import Catalog, ModelEntry, Resolved
 from orchestrator.clock import Clock
 from orchestrator.control import Control
@@ -210,10 +210,11 @@ class LocalEngine:
 
     async def _answer(self, run: Run, request: RunRequest, started: Event, submission: Submission, entry: ModelEntry) -> Run:
         """Give an answer again, or start what gives a new one. Raises LogExists."""
+        looked = NOTHING
         if entry.cache is not None and entry.plan is not None and submission.cache != "avoid":
-            renew = submission.cache == "renew"
-            if (answered := await self._cache.answer(run, request, entry.plan, entry.cache, renew=renew)) is not None:
-                return answered
+            looked = await self._cache.look(run, request, entry.plan, entry.cache, renew=submission.cache == "renew")
+            if looked.answered is not None:
+                return looked.answered
         self._fanout.hold(run.id, run.tenant)
         try:
             await self._log.open(run, request, [encode(started)], events=[started])
@@ -221,6 +222,8 @@ class LocalEngine:
             self._in_background(self._withdraw(run.id, opened=False))
             raise
         self._metrics.run_started()
+        if looked.lesson is not None:
+            self._cache.learn(run, looked.lesson)
         if entry.plan is not None and not run.durable:
             self._inline.start(run, request, entry.plan)
         else:

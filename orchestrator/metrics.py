@@ -54,8 +54,11 @@ class Metrics(Protocol):
     def takeover(self) -> None:
         """An attempt continued what another had begun."""
 
-    def cached(self, found: Literal["exact", "miss"]) -> None:
+    def cached(self, found: Literal["exact", "semantic", "miss"]) -> None:
         """A recorded answer was looked for."""
+
+    def cache_failed(self, why: Literal["slow", "upstream", "log", "store"]) -> None:
+        """A question could not be compared with others, or not be remembered."""
 
     def archive_backlog(self, runs: int) -> None:
         """So many ended runs wait to be archived."""
@@ -93,7 +96,9 @@ class NoMetrics:
 
     def takeover(self) -> None: ...
 
-    def cached(self, found: Literal["exact", "miss"]) -> None: ...
+    def cached(self, found: Literal["exact", "semantic", "miss"]) -> None: ...
+
+    def cache_failed(self, why: Literal["slow", "upstream", "log", "store"]) -> None: ...
 
     def archive_backlog(self, runs: int) -> None: ...
 

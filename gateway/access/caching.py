@@ -14,10 +14,13 @@ SENT = {
     "Cache-Control": "Of a model with a cache: `no-cache` asks for a new answer, which others are then given; `no-store` for one "
     "that neither comes from the cache nor goes there."
 }
-_FOUND = "Only of a model with a cache. `hit`: the same was answered before, and this is that answer. `miss`: it is a new one."
+_FOUND = (
+    "Only of a model with a cache. `hit`: the same was answered before, and this is that answer. `semantic`: something that "
+    "means the same was. `miss`: it is a new one."
+)
 TOLD = {"X-Cache": _FOUND, "X-Headgate-Cache": "The same, for those behind a proxy that has a cache of its own."}
 
-Found = Literal["hit", "miss"]
+Found = Literal["hit", "semantic", "miss"]
 
 
 def cache_use(headers: MultiMapping[str]) -> CacheUse:
@@ -32,4 +35,6 @@ def cache_found(entry: ModelEntry, run: Run) -> Found | None:
     """What the answer says; nothing, where the model has no cache."""
     if entry.cache is None:
         return None
-    return "miss" if run.cached is None else "hit"
+    if run.cached is None:
+        return "miss"
+    return "hit" if run.cached.score is None else "semantic"

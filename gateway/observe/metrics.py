@@ -100,6 +100,9 @@ class GatewayMetrics:
         )
         self._takeovers = Counter("headgate_takeovers_total", "Attempts that continued another's work.", registry=registry)
         self._cache = Counter("headgate_cache_total", "Requests to models with a cache.", ["found"], registry=registry)
+        self._cache_failures = Counter(
+            "headgate_cache_failures_total", "Questions that could not be compared or remembered.", ["why"], registry=registry
+        )
         self._backlog = Gauge("headgate_archive_backlog", "Ended runs that wait to be archived.", registry=registry)
         self._archived = Counter("headgate_archived_runs_total", "Runs copied to the archive.", registry=registry)
 
@@ -186,8 +189,11 @@ class GatewayMetrics:
     def takeover(self) -> None:
         self._takeovers.inc()
 
-    def cached(self, found: Literal["exact", "miss"]) -> None:
+    def cached(self, found: Literal["exact", "semantic", "miss"]) -> None:
         self._cache.labels(found).inc()
+
+    def cache_failed(self, why: Literal["slow", "upstream", "log", "store"]) -> None:
+        self._cache_failures.labels(why).inc()
 
     def archive_backlog(self, runs: int) -> None:
         self._backlog.set(runs)

@@ -23,10 +23,53 @@ _SAYS_NOTHING = frozenset({"metadata", "user", "safety_identifier", "store", "pr
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
+MAX_CHARS = 16_000
+"""A longer question is not compared by its meaning: it would have many."""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What the user said last, and in which `scope`: the key of all else, which has to be the same."""
+
+    text: str
+    scope: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
 def digest(request: RunRequest) -> str:
     """The key of the answer to this request, for a tenant: 64 hexadecimal digits."""
-    asked = (request.model, request.upstream_model, request.plan, request.context or {}, _understood(request.body))
+    return _digest(request, request.body)
+
+
+def question(request: RunRequest) -> Question | None:
+    """The question at the end of the conversation, if it is one in words."""
+    messages = request.body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") != "user":
+        return None
+    text = _words(last.get("content"))
+    if not text or len(text) > MAX_CHARS:
+        return None
+    around = {**request.body, "messages": [*request.body["messages"][:-1], {**last, "content": None}]}
+    return Question(text, _digest(request, around))
+
+
+def _digest(request: RunRequest, body: Mapping[str, Any]) -> str:
+    asked = (request.model, request.upstream_model, request.plan, request.context or {}, _understood(body))
     return hashlib.sha256(_encode(asked)).hexdigest()
+
+
+def _words(content: object) -> str:
+    """Empty where there is anything but text, which no embedding of words can compare."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts: list[str] = []
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(text := part.get("text"), str):
+            return ""
+        texts.append(text)
+    return "\n".join(texts).strip()
 
 
 def certain(plan: Plan, body: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """Recordings: what a run that ended well said, fit to be said again by another run. No I/O.
 
-A recording is judged by its log. It is whole, from its first event to its end; it stopped because it had said everything; it
-unsaid nothing; and nothing was done for it outside, unless the model allows that. What was done *to* the recorded run, its pauses
-and lost workers, is no part of what it said.
+A recording is judged by its log. It is that of a run that was executed; it is whole, from its first event to its end; it stopped
+because it had said everything; it unsaid nothing; and nothing was done for it outside, unless the model allows that. What was
+done *to* the recorded run, its pauses and lost workers, is no part of what it said.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Recording(msgspec.Struct, frozen=True):
 
 def recording(run: Run, entries: Sequence[Entry], *, side_effects: bool) -> Recording | None:
     """What these entries, the whole log of a run, give to say again; None where they do not."""
-    if run.state is not RunState.COMPLETED or not _whole(entries):
+    if run.state is not RunState.COMPLETED or run.cached is not None or not _whole(entries):
         return None
     ending = entries[-2].event
     if ending.type != EventType.WORKFLOW_COMPLETED or (ending.payload or {}).get("finish_reason") != "stop":

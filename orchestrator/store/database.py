@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeAlias
 
@@ -17,9 +17,13 @@ import asyncpg
 
 from orchestrator.errors import HeadgateError, Unavailable
 from orchestrator.store.queries import load_queries
-from orchestrator.store.schema import load_migrations, migrate
+from orchestrator.store.schema import migrated
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
+
+Schema: TypeAlias = Callable[[Connection, Mapping[str, str]], Awaitable[Sequence[str]]]
+"""Makes of a database what this code needs, with the queries at hand; returns the names of what it applied. Any number of
+processes may do so at once."""
 
 _AWAY = (
     OSError,  # refused, reset, timed out
@@ -58,8 +62,10 @@ class StoreRefused(HeadgateError):
 class Database:
     """Use as a context manager; entering it waits for nothing."""
 
-    def __init__(self, dsn: str, *, connections: int = 4, bound_s: float = 2.0) -> None:
+    def __init__(self, dsn: str, *, connections: int = 4, bound_s: float = 2.0, schema: Schema = migrated) -> None:
         self.queries: Mapping[str, str] = load_queries()
+        self._schema = schema
+        self._refusal: str | None = None
         self._pool = asyncpg.create_pool(dsn, min_size=0, max_size=connections)
         self._bound_s = bound_s
         self._tried = asyncio.Event()
@@ -80,6 +86,15 @@ class Database:
                 await self._pool.close()
         except _AWAY:
             self._pool.terminate()
+
+    async def refusal(self) -> str | None:
+        """Why the database refuses the schema; None where it does not, or is away."""
+        try:
+            async with asyncio.timeout(self._bound_s):
+                await self._tried.wait()
+        except TimeoutError:
+            return None
+        return self._refusal
 
     @asynccontextmanager
     async def connection(self, bound_s: float | None = None) -> AsyncIterator[Connection]:
@@ -108,14 +123,14 @@ class Database:
 
     async def _prepare(self) -> None:
         """Bring the schema up to date, however long the database is away."""
-        migrations = load_migrations()
         delay_s, longest_s = _BACKOFF_S
         away = False
         while not self._ready:
             try:
                 async with asyncio.timeout(_MIGRATE_BOUND_S), self._acquired() as connection:
-                    applied = await migrate(connection, self.queries, migrations)
+                    applied = await self._schema(connection, self.queries)
             except (*_AWAY, *_REFUSED) as error:
+                self._refusal = None if isinstance(error, _AWAY) else str(error)
                 self._tried.set()
                 level = logging.DEBUG if away else logging.WARNING  # an outage is told once
                 _log.log(level, "cannot use PostgreSQL, trying on: %s", str(error) or type(error).__name__)
@@ -126,7 +141,7 @@ class Database:
                 self._ready = True
                 self._tried.set()
                 if away or applied:
-                    _log.info("PostgreSQL is ready; migrations applied: %s", ", ".join(each.name for each in applied) or "none")
+                    _log.info("PostgreSQL is ready; migrations applied: %s", ", ".join(applied) or "none")
 
 
 @contextmanager

@@ -108,6 +108,50 @@ INSERT INTO secrets (name, secret) VALUES ($1, $2) ON CONFLICT DO NOTHING;
 -- The secret of that name.
 SELECT secret FROM secrets WHERE name = $1;
 
+-- name: create_questions
+-- Where questions are kept by their meaning; only where a model has a semantic cache, because not everybody has pgvector. Vectors of
+-- half precision take half the room, and are as good to tell what is alike.
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE IF NOT EXISTS questions (
+    tenant   text NOT NULL,
+    model    text NOT NULL,
+    place    text COLLATE "C" NOT NULL,
+    question text COLLATE "C" NOT NULL,
+    run_id   text COLLATE "C" NOT NULL,
+    asked_ms bigint NOT NULL,
+    until_ms bigint NOT NULL,
+    meaning  halfvec NOT NULL,
+    PRIMARY KEY (tenant, place, question)
+);
+CREATE INDEX IF NOT EXISTS questions_by_age ON questions (tenant, model, asked_ms);
+CREATE INDEX IF NOT EXISTS questions_by_end ON questions (until_ms);
+
+-- name: near_questions
+-- The questions in one place that are most alike, with the cosine of the angle between them.
+SELECT run_id, until_ms, 1 - (meaning <=> $3::text::halfvec) AS score FROM questions
+WHERE tenant = $1 AND place = $2 AND until_ms > $4 ORDER BY meaning <=> $3::text::halfvec LIMIT $5;
+
+-- name: remember_question
+-- Keep a question, in place of the same one.
+INSERT INTO questions (tenant, model, place, question, run_id, asked_ms, until_ms, meaning)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::halfvec)
+ON CONFLICT (tenant, place, question) DO UPDATE
+SET run_id = excluded.run_id, asked_ms = excluded.asked_ms, until_ms = excluded.until_ms, meaning = excluded.meaning;
+
+-- name: drop_questions
+-- Those whose time is up, of whomever.
+DELETE FROM questions WHERE until_ms <= $1;
+
+-- name: trim_questions
+-- All but the newest of a tenant's and a model's.
+DELETE FROM questions WHERE ctid IN (
+    SELECT ctid FROM questions WHERE tenant = $1 AND model = $2 ORDER BY asked_ms DESC, place, question OFFSET $3
+);
+
+-- name: forget_question
+-- A run that answers no more.
+DELETE FROM questions WHERE tenant = $1 AND place = $2 AND run_id = $3;
+
 -- name: create_versions
 -- The table of migrations that were applied.
 CREATE TABLE IF NOT EXISTS schema_versions (

@@ -34,6 +34,11 @@ def load_migrations() -> Sequence[Migration]:
     return sorted(found, key=lambda migration: migration.version)
 
 
+async def migrated(connection: asyncpg.pool.PoolConnectionProxy[Any], queries: Mapping[str, str]) -> Sequence[str]:
+    """Apply what is pending of all migrations; returns their names."""
+    return [migration.name for migration in await migrate(connection, queries, load_migrations())]
+
+
 async def migrate(
     connection: asyncpg.pool.PoolConnectionProxy[Any], queries: Mapping[str, str], migrations: Sequence[Migration]
 ) -> Sequence[Migration]:

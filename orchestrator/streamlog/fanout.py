@@ -25,6 +25,10 @@ from orchestrator.streamlog.log import Batch, Log, LogUnavailable, Position, Tai
 _log = logging.getLogger(__name__)
 
 
+_SILENCE_S = 10.0
+"""After so long without news of a run, whoever waits for its end has the log asked."""
+
+
 class Fanout:
     """All readers of this process. `linger_s`: how long a run without readers keeps its ring, for the reader about to come."""
 
@@ -87,16 +91,18 @@ class Fanout:
         if channel is None:
             yield await self._archived(run_id, position)
             return
-        if channel.lingering is not None:
-            channel.lingering.cancel()
-            channel.lingering = None
-        channel.readers += 1
-        try:
+        with self._read(channel):
             yield LiveCursor(self, self._log, channel, position, self._metrics)
-        finally:
-            channel.readers -= 1
-            if not channel.readers:
-                self._leave(channel)
+
+    async def over(self, run_id: str) -> None:
+        """Wait until the run's log is closed, or gone. Reads nothing of it."""
+        channel = await self._channel(run_id)
+        if channel is None:
+            return
+        with self._read(channel):
+            while not (channel.closed or channel.lost):
+                if not await channel.wait(_SILENCE_S):
+                    self.catch_up(channel)
 
     def tenant(self, run_id: str) -> str | None:
         """Whose run this is, if it was opened here not long ago; saves its first reader from asking the log."""
@@ -132,6 +138,19 @@ class Fanout:
         if not await self._history.entries(run_id, 0, 1):
             raise RunNotFound
         return ArchiveCursor(self._history, run_id, position, self._metrics)
+
+    @contextmanager
+    def _read(self, channel: Channel) -> Iterator[None]:
+        if channel.lingering is not None:
+            channel.lingering.cancel()
+            channel.lingering = None
+        channel.readers += 1
+        try:
+            yield
+        finally:
+            channel.readers -= 1
+            if not channel.readers:
+                self._leave(channel)
 
     def _leave(self, channel: Channel) -> None:
         if channel.closed:

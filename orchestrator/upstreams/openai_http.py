@@ -119,6 +119,26 @@ class OpenAIUpstream:
             raise UpstreamGarbled("The upstream's list of models is not one.") from error
         return [ModelCard(card.id, card.created or 0, card.owned_by or "upstream") for card in cards]
 
+    async def embed(self, model: str, text: str) -> Sequence[float]:
+        """What the text means to this model of `POST /embeddings`: a vector that is not nothing. Raises UpstreamError."""
+        with _translating():
+            async with self._session.post(
+                self._config.base_url + "/embeddings",
+                data=msgspec.json.encode({"model": model, "input": text, "encoding_format": "float"}),
+                headers={**self._headers, **trace.carried()},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=self._config.idle_timeout_s),
+            ) as response:
+                await self._check_status(response)
+                body = await self._read_whole(response)
+        try:
+            (found,) = msgspec.json.decode(body, type=_Embeddings).data
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise UpstreamGarbled("The upstream's embedding is not one.") from error
+        if not any(found.embedding):
+            raise UpstreamGarbled("The upstream's embedding is nothing.")
+        return found.embedding
+
     async def close(self) -> None:
         """Nothing: the session belongs to whoever opened it."""
 
@@ -171,6 +191,14 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
+
+
+class _Embedding(msgspec.Struct):
+    embedding: list[float]
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
 
 
 @contextmanager

@@ -168,6 +168,18 @@ MISTAKES: list[tuple[str, list[str]]] = [
      "models: {m: {plan: {agent: {upstream: d}}, cache: {exact: true, ttl_s: 7201}}}", [
         "models.m.cache.ttl_s: is longer than the 7200 s of log.retention_hours, and the log is what is given again",
     ]),
+    ("upstreams: {d: {kind: scripted}}\nmodels: {m: {plan: {agent: {upstream: d}}, cache: {exact: true, ttl_s: 60,"
+     " semantic: {upstream: d, embedding_model: e, ttl_s: 86401}}}}", [
+        "models.m.cache.semantic.ttl_s: is longer than the 86400 s of log.retention_hours, and the log is what is given again",
+        "models.m.cache.semantic.upstream: needs an upstream of kind 'openai': a scripted one does not know what words mean",
+    ]),
+    ("upstreams: {d: {kind: scripted}}\nmodels: {m: {plan: {agent: {upstream: d}}, cache: {exact: true,"
+     " semantic: {upstream: dd, embedding_model: e, threshold: 1.5}}}}", [
+        "models.m.cache.semantic.threshold: should be less than or equal to 1",
+    ]),
+    ("models: {m: {plan: {workflow: {type: T, task_queue: q}}, cache: {exact: true}}}", [
+        "models.m: what a workflow of your own does, nobody here knows: caching its answers needs cache.side_effects",
+    ]),
     ("models: {m: {workflow: {type: T, task_queue: q}, cache: {exact: true}}}", [
         "models.m: only a plan's answers can be cached: what a workflow of your own does, nobody here knows",
     ]),

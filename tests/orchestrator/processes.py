@@ -20,6 +20,7 @@ from orchestrator.local import LocalEngine
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Principal, RunState
 from orchestrator.store.memory import MemoryRuns
+from orchestrator.store.questions import Questions
 from orchestrator.streamlog.memory import MemoryLog, MemoryStore
 from orchestrator.upstreams.config import ScriptedConfig
 from orchestrator.upstreams.scripted import ScriptedUpstream
@@ -57,6 +58,9 @@ class Counted(NoMetrics):
     def cached(self, found: str) -> None:
         self.calls.append(found)
 
+    def cache_failed(self, why: str) -> None:
+        self.calls.append(why)
+
 
 class Shared:
     """What all processes share: the log's store, the archive, the upstream with its witness, and Temporal's task queue."""
@@ -69,6 +73,7 @@ class Shared:
         self.upstreams: dict[str, Upstream] = {"demo": self.upstream}
         self.temporal = temporal
         self.task_queue = f"test-{secrets.token_hex(8)}"
+        self.questions: Questions | None = None
         self._owners = itertools.count(1)
 
     @asynccontextmanager
@@ -94,6 +99,7 @@ class Shared:
             tokens=TOKENIZER,
             owner=f"process-{next(self._owners)}",
             temporal_wait_s=0.0 if self.temporal is NOWHERE else 10.0,
+            questions=self.questions,
         )
         async with assembly.engine(config, parts) as engine:
             yield Process(engine, log, metrics)

@@ -232,6 +232,47 @@ async def test_an_outage_while_catching_up_is_made_up_for_on_the_keepalive(pair:
         assert await read(cursor, 1) == [2]
 
 
+class TestOver:
+    """Waiting for the end of a run without reading it."""
+
+    async def test_of_a_run_that_ends_here_or_elsewhere(self, pair: tuple[Process, Process]) -> None:
+        here, there = pair
+        waiting = [asyncio.create_task(each.fanout.over(RUN_ID)) for each in (here, there)]
+        for number in (1, 2):
+            await append(here, number)
+        there.log.deliver()
+        await there.calm()
+        assert not [task for task in waiting if task.done()]
+        await append(here, 3, ends=True)
+        there.log.deliver()
+        async with asyncio.timeout(5.0):
+            await asyncio.gather(*waiting)
+            await here.fanout.over(RUN_ID)
+        assert here.log.now == there.log.now == []
+
+    async def test_of_one_that_nobody_knows(self, store: MemoryStore) -> None:
+        process = Process(store)
+        await process.fanout.over(RUN_ID)
+        assert process.channels == []
+
+    def test_of_one_that_says_nothing_for_a_long_time(self, store: MemoryStore) -> None:
+        """Longer than a channel without readers is kept; and its end is told by a notification that is lost."""
+
+        async def told() -> None:
+            here, there = Process(store, linger_s=5.0), Process(store)
+            await opened(here)
+            waiting = asyncio.create_task(here.fanout.over(RUN_ID))
+            await asyncio.sleep(60.0)
+            assert here.channels == [RUN_ID]
+            await append(there, 1, ends=True)
+            here.log.lose()
+            await asyncio.wait_for(waiting, 15.0)
+            for process in (here, there):
+                await process.fanout.close()
+
+        in_virtual_time(told())
+
+
 async def test_a_tail_that_is_asked_for_at_once_by_many_readers_makes_one_channel(pair: tuple[Process, Process]) -> None:
     _, there = pair
 

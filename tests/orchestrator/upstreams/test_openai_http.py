@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import socket
 import tracemalloc
@@ -354,6 +355,8 @@ async def answering(respond: Callable[[web.Request], Any]) -> AsyncIterator[str]
 
     async def handle(request: web.Request) -> web.StreamResponse:
         response = respond(request)
+        if inspect.isawaitable(response):
+            response = await response
         assert isinstance(response, web.StreamResponse)
         return response
 
@@ -472,6 +475,40 @@ async def test_models(session: aiohttp.ClientSession, server: ScriptedServer) ->
     async with answering(body("{}", "application/json", 401)) as base_url:
         with pytest.raises(UpstreamRejected):
             await upstream(session, base_url).models()
+
+
+async def test_what_a_text_means(session: aiohttp.ClientSession) -> None:
+    asked: list[Any] = []
+
+    async def respond(request: web.Request) -> web.Response:
+        asked.append((request.path, await request.json(), request.headers["Authorization"]))
+        return web.json_response({"object": "list", "data": [{"embedding": [0.5, 0, -2e-3]}], "usage": {"total_tokens": 1}})
+
+    async with answering(respond) as base_url:
+        assert await upstream(session, base_url).embed("small", "hällo") == [0.5, 0.0, -0.002]
+    sent = {"model": "small", "input": "hällo", "encoding_format": "float"}
+    assert asked == [("/v1/embeddings", sent, f"Bearer {KEY}")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "error"),
+    [
+        ("{}", 200, UpstreamGarbled),
+        ('{"data": []}', 200, UpstreamGarbled),
+        ('{"data": [{"embedding": []}]}', 200, UpstreamGarbled),
+        ('{"data": [{"embedding": [0, 0.0]}]}', 200, UpstreamGarbled),
+        ('{"data": [{"embedding": [NaN]}]}', 200, UpstreamGarbled),
+        ('{"data": [{"embedding": "AAAA"}]}', 200, UpstreamGarbled),
+        ('{"data": [{"embedding": [1]}, {"embedding": [1]}]}', 200, UpstreamGarbled),
+        ("\ud800", 200, UpstreamGarbled),
+        ("{}", 429, UpstreamRejected),
+    ],
+)
+async def test_what_is_no_embedding(session: aiohttp.ClientSession, answer: str, status: int, error: type[UpstreamError]) -> None:
+    content = answer.encode("utf-8", "surrogatepass")
+    async with answering(lambda _: web.Response(body=content, content_type="application/json", status=status)) as base_url:
+        with pytest.raises(error):
+            await upstream(session, base_url).embed("small", "text")
 
 
 async def test_secrets_and_addresses_stay_here(session: aiohttp.ClientSession) -> None:
