@@ -84,12 +84,18 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChatOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the run's chat stream was asked for. Kept with the run, so that a resumed stream has identical bytes."""
+    """How the run's chat stream was asked for. Kept with the run, so that a resumed stream has identical bytes.
+
+    `reasoning`: what agents say that do not answer is told as reasoning. `wait`: the stream goes on while the run waits for an
+    approval, instead of ending its turn with a tool call.
+    """
 
     include_usage: bool = False
     include_obfuscation: bool = False
     events: bool = False
     stream_ids: bool = False
+    reasoning: bool = False
+    wait: bool = False
 
 
 class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):

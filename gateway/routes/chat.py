@@ -5,6 +5,7 @@ The requester's leaving has consequences (`gateway.departures`); a reader who re
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic, time
 
@@ -27,15 +28,18 @@ from gateway.transports.drain import Drain
 from gateway.transports.pump import Pace, Pump, gather
 from gateway.transports.sink import ClientStalled, EventStreamSink
 from gateway.wire.chat import ChatEncoder
-from gateway.wire.chat_request import ChatBody, parse_chat_request
+from gateway.wire.chat_approval import Decided, decided
+from gateway.wire.chat_chunk import completion_of
+from gateway.wire.chat_request import ChatBody, ChatRequest, parse_chat_request
 from gateway.wire.completion import CompletionFold
 from gateway.wire.openai_models import Completion, CompletionCancelled, RetrieveQuery
 from gateway.wire.operation import EVENT_STREAM, Operation, Reply
 from gateway.wire.rate_limits import RATE_LIMITS
+from orchestrator.access import allow
 from orchestrator.engine import Engine, Subscription
-from orchestrator.errors import HeadgateError, RunNotFound
-from orchestrator.events import Entry, Gap
-from orchestrator.runs import Principal, Run, is_run_id
+from orchestrator.errors import HeadgateError, RunConflict, RunNotFound
+from orchestrator.events import Entry, EventType, Gap
+from orchestrator.runs import Principal, Run, Scope, is_run_id
 
 _BODY_TIMEOUT_S = 60.0
 
@@ -99,6 +103,8 @@ class ChatRoutes:
             stream_ids=request.headers.get("X-Headgate-Stream-Ids") == "true",
             session_id=request.headers.get("X-Session-ID"),
         )
+        if (said := decided(asked.submission.body["messages"])) is not None:
+            return await self._go_on(request, asked, said)
         repetition = idempotency(request.headers, principal, asked, sdk_retries=self._sdk_retries)
         submission = msgspec.structs.replace(asked.submission, idempotency=repetition, cache=cache_use(request.headers))
         entry = self._engine.resolve(submission.model).entry
@@ -115,13 +121,49 @@ class ChatRoutes:
                 self._departures.leave(principal, run, policy, shared=repetition is not None)
             return response
 
+    async def _go_on(self, request: web.Request, asked: ChatRequest, said: Decided) -> web.StreamResponse:
+        """The next turn of a run that waits for the decision which the conversation ends with."""
+        principal, approval = request[PRINCIPAL], said.decision.approval_id
+        allow(principal, Scope.APPROVALS_DECIDE)
+        run = await self._engine.get(principal, said.run_id)
+        about_run(request, run.id)
+        await self._decide(principal, run.id, said)
+        policy = self._engine.resolve(run.model).entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
+        run = msgspec.structs.replace(run, options=asked.submission.options)
+        with self._drain.answer(), self._departures.reader(run.id):
+            try:
+                async with self._engine.subscribe(principal, run.id, answers=True) as subscription:
+                    if not asked.stream:
+                        return await self._whole(subscription, run, principal, approval)
+                    encoder = ChatEncoder(run, turn_after=approval)
+                    response, broken = await self._stream(self._resumed, request, subscription, encoder)
+            except (asyncio.CancelledError, ConnectionError):
+                self._departures.leave(principal, run, policy, shared=False)
+                raise
+            if isinstance(broken, AccessEnded):
+                self._departures.leave(principal, run, policy, shared=False)
+            return response
+
+    async def _decide(self, principal: Principal, run_id: str, said: Decided) -> None:
+        """Once. A client that sends the same again, because its answer was lost, gets the same answer again."""
+        try:
+            await self._engine.decide(principal, run_id, said.decision)
+        except RunConflict as conflict:
+            history = await self._engine.history(principal, run_id, limit=1000, types={EventType.APPROVAL_DECISION})
+            payloads = [entry.event.payload or {} for entry in history.entries]
+            if not any(
+                each.get("approval_id") == said.decision.approval_id and each.get("approved") == said.decision.approved
+                for each in payloads
+            ):
+                raise conflict
+
     async def retrieve(self, request: web.Request) -> web.StreamResponse:
         """Read a completion again, or go on reading.
 
         The completion of a run that has ended, as JSON; or its stream, from the start or from where the client left off, in the
         very bytes of the first time.
         """
-        run = await self._find(request)
+        run, turn_after = await self._find(request)
         streamed = asks_for_stream(request)
         if not streamed and not run.state.ended:
             raise RunInProgress
@@ -129,8 +171,8 @@ class ChatRoutes:
         with self._drain.answer(), self._departures.reader(run.id):
             async with self._engine.subscribe(request[PRINCIPAL], run.id) as subscription:
                 if not streamed:
-                    return await self._whole(subscription, run, request[PRINCIPAL])
-                encoder = ChatEncoder(run, skip_chunks=point.chunks, after=point.after)
+                    return await self._whole(subscription, run, request[PRINCIPAL], turn_after)
+                encoder = ChatEncoder(run, turn_after=turn_after, skip_chunks=point.chunks, after=point.after)
                 response, _ = await self._stream(self._resumed, request, subscription, encoder)
                 return response
 
@@ -139,21 +181,20 @@ class ChatRoutes:
 
         Its readers learn in-band when it has stopped.
         """
-        run = await self._find(request)
+        run, _ = await self._find(request)
         run = await self._engine.cancel(request[PRINCIPAL], run.id)
         answer = {"id": request.match_info["id"], "object": "chat.completion", "status": run.state.value.lower()}
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
-    async def _find(self, request: web.Request) -> Run:
-        """The run behind `chatcmpl-…` or `task-…`. What cannot be an id is answered like an id that does not exist."""
-        run_id = request.match_info["id"]
-        if run_id.startswith("chatcmpl-"):
-            run_id = "task-" + run_id.removeprefix("chatcmpl-")
+    async def _find(self, request: web.Request) -> tuple[Run, str | None]:
+        """The run behind `chatcmpl-…` or `task-…`, and which of its turns. What cannot be an id is answered like one that does
+        not exist."""
+        run_id, turn_after = completion_of(request.match_info["id"])
         if not is_run_id(run_id):
             raise RunNotFound
         run = await self._engine.get(request[PRINCIPAL], run_id)
         about_run(request, run.id)
-        return run
+        return run, turn_after
 
     async def _stream(
         self, pump: Pump, request: web.Request, subscription: Subscription, encoder: ChatEncoder
@@ -170,8 +211,10 @@ class ChatRoutes:
             self._metrics.stream_closed()
         return sink.response, broken
 
-    async def _whole(self, subscription: Subscription, run: Run, bearer: Principal) -> web.Response:
-        fold = CompletionFold(run)
+    async def _whole(
+        self, subscription: Subscription, run: Run, bearer: Principal, turn_after: str | None = None
+    ) -> web.Response:
+        fold = CompletionFold(run, turn_after)
         async with self._drain.until_closed(bearer):
             await gather(subscription, fold)
         return web.Response(body=fold.body(), content_type="application/json")

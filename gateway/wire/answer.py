@@ -157,7 +157,7 @@ class Answer:
         self._finish_reason = result.finish_reason
         if not self._counted:
             self.usage = payloads.usage(payload) or self.usage
-        if not any(choice.spoke for choice in self.choices):
+        if not any(choice.spoke or choice.content_chars for choice in self.choices):
             yield from self._partial(_text(result.result), payloads.Partial())
         for index, choice in enumerate(self.choices):
             if not choice.spoke:

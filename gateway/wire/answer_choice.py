@@ -93,6 +93,11 @@ class Choice:
         self._told.add((index, ""))
         return delta
 
+    def begin_turn(self) -> None:
+        """What it calls from here on, and why it ends, is another turn's."""
+        self._told, self._reason, self.spoke = set(), None, False
+        self._new_call()
+
     def close_call(self, reason: str) -> None:
         self._reason = reason
         self._call_start = {"content": self.content_chars, **self._others}

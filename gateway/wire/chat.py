@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 from gateway.errors import OutputReset, StreamGap, envelope
 from gateway.wire import sse
-from gateway.wire.answer import Answer, Completed, Failed, Said, Unsaid
+from gateway.wire.answer import Completed, Failed, Said, Unsaid
 from gateway.wire.answer_choice import Choice
+from gateway.wire.chat_answer import ChatAnswer
 from gateway.wire.chat_chunk import ChunkShapes, encode
 from gateway.wire.chat_resume import Resume
 from orchestrator.errors import Failure
@@ -32,17 +33,20 @@ _PARTIAL = EventType.LLM_PARTIAL.value
 
 
 class ChatEncoder:
-    """Implements `wire.encoder.Encoder`. Feed it the log from its first event, also when the client's place is further on."""
+    """Implements `wire.encoder.Encoder`. Feed it the log from its first event, also when the client's place is further on.
 
-    def __init__(self, run: Run, *, skip_chunks: int = 0, after: Position | None = None) -> None:
+    `turn_after`: the stream of a later turn, which began after this approval.
+    """
+
+    def __init__(self, run: Run, *, turn_after: str | None = None, skip_chunks: int = 0, after: Position | None = None) -> None:
         self.failure: Failure | None = None
         self.ended = False
         self.begun = False
         """The answer itself has begun; until then a failure can still become an HTTP status."""
         self._options = run.options
         self._agents = run.answers
-        self._answer = Answer(run.answers)
-        self._shapes = ChunkShapes(run)
+        self._answer = ChatAnswer(run, turn_after)
+        self._shapes = ChunkShapes(run, turn_after)
         self._resume = Resume(skip_chunks, after)
         self._opened = 0
         self._role_sent_early = False

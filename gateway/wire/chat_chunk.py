@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -24,14 +25,23 @@ PAD_TO_BYTES = 64
 """Obfuscated chunks have a multiple of this size, so that their length does not tell the token."""
 
 
-def completion_id(run: Run) -> str:
-    return "chatcmpl-" + run.id.removeprefix("task-")
+def completion_id(run: Run, after: str | None = None) -> str:
+    """`after`: the approval after which a later turn of the run began."""
+    return "chatcmpl-" + run.id.removeprefix("task-") + ("" if after is None else f".{quote(after, safe='')}")
+
+
+def completion_of(text: str) -> tuple[str, str | None]:
+    """The run's id and the approval that a completion's id names, or a task's id."""
+    if not text.startswith("chatcmpl-"):
+        return text, None
+    run, dot, after = text.removeprefix("chatcmpl-").partition(".")
+    return f"task-{run}", unquote(after) if dot else None
 
 
 class ChunkShapes:
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, after: str | None = None) -> None:
         facts = {
-            "id": completion_id(run),
+            "id": completion_id(run, after),
             "object": "chat.completion.chunk",
             "created": run.created_ms // 1000,
             "model": run.model,

@@ -51,6 +51,12 @@ class HeadgateOptions(Checked):
 
     events: bool | None = None
     stream_ids: bool | None = None
+    reasoning: bool | None = Field(default=None, description="Tell what agents say that do not answer, as reasoning.")
+    approvals: Literal["tool_call", "wait"] | None = Field(
+        default=None,
+        description="When the run waits for a decision: end the turn with a call of the tool `request_approval`, which is the "
+        "default, or keep the stream open until somebody has decided.",
+    )
     on_disconnect: Literal["cancel", "continue"] | Annotated[NonNegativeFloat, Le(86_400 * 7)] | None = None
     session_id: SessionId | None = None
     context: Object | None = None
@@ -157,6 +163,8 @@ def parse_chat_request(raw: bytes, *, stream_ids: bool = False, session_id: str 
         include_obfuscation=bool(streams.include_obfuscation),
         events=bool(ours.events),
         stream_ids=stream_ids or bool(ours.stream_ids),
+        reasoning=bool(ours.reasoning),
+        wait=ours.approvals == "wait",
     )
     submission = Submission(
         model=checked.model,

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from gateway.errors import StreamGap
-from gateway.wire.answer import Answer, Completed, Failed, Said, Unsaid
+from gateway.wire.answer import Completed, Failed, Said, Unsaid
+from gateway.wire.chat_answer import ChatAnswer
 from gateway.wire.chat_chunk import completion_id
 from gateway.wire.usage import usage_object
 from orchestrator.errors import Failure
@@ -76,11 +77,12 @@ class Message:
 class CompletionFold:
     """Feed it the log from its first event until it has `ended`; then it is a `failure` or has a `body`."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, turn_after: str | None = None) -> None:
         self.failure: Failure | None = None
         self.ended = False
         self._run = run
-        self._answer = Answer(run.answers)
+        self._turn_after = turn_after
+        self._answer = ChatAnswer(run, turn_after)
         self._messages: dict[int, Message] = {}
 
     def feed(self, items: Sequence[Entry | Gap]) -> None:
@@ -99,7 +101,7 @@ class CompletionFold:
     def object(self) -> dict[str, Any]:
         choices = enumerate(self._answer.choices)
         return {
-            "id": completion_id(self._run),
+            "id": completion_id(self._run, self._turn_after),
             "object": "chat.completion",
             "created": self._run.created_ms // 1000,
             "model": self._run.model,
