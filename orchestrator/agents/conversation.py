@@ -227,9 +227,14 @@ class Conversation:
             call.own = OwnCalls(self._toolbox if theirs else None)
         asked = await self._expenses.begin(asked)
         call.body, self._call = asked.body, call
-        asking = self._router.ask(step.upstream, asked, self._told, route=step.route, until_s=self._until_s, after=self._cut)
+        route = step.route
+        if route.hedge is not None and not await self._expenses.twice():
+            route = route.model_copy(update={"hedge": None})
+        asking = self._router.ask(step.upstream, asked, self._told, route=route, until_s=self._until_s, after=self._cut)
         async with asking as answer:
             call.answered(answer, len(prefix))
+            if answer.lost is None:
+                self._expenses.once()
             speech.listen(continued=answer.continued)
             async for pieces in answer:
                 if meter is not None and not meter.covers(pieces):

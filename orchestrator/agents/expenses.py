@@ -34,6 +34,15 @@ class Expenses:
         most = await self.meter.begin(prompt, most_asked(call.body))
         return call if most is None else limited(call, most)
 
+    async def twice(self) -> bool:
+        """Whether the call may be made twice at once: its prompt is paid twice from now on, until `once` or `end`."""
+        return self.meter is None or await self.meter.twice()
+
+    def once(self) -> None:
+        """Only one of the two was made, or has to be paid."""
+        if self.meter is not None:
+            self.meter.once()
+
     async def end(self, usage: Usage) -> None:
         """What the call has used in truth."""
         if self.meter is not None:

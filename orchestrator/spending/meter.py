@@ -51,6 +51,8 @@ class Meter:
         self._step = step
         self._ahead = step // 2
         self._prompt = 0
+        self._second = 0
+        """What is held for the prompt of a second upstream."""
         self._said = 0
         self._told = 0
         self._granted: list[int] = []
@@ -66,14 +68,14 @@ class Meter:
 
         Where there is nothing left for it, this is the wall.
         """
-        self._prompt, self._said, self._told = prompt, 0, 0
+        self._prompt, self._second, self._said, self._told = prompt, 0, 0, 0
         self._dry = self._clamp = None
         wanted = self._step if asked is None else min(self._step, asked)
         begun: list[Begun] = []
         for purse in self._purses:
             given = await purse.begin(prompt, wanted)
             if given is None:
-                await self._give_back(begun)
+                await self._give_back(begun, prompt)
                 self._hit(purse)
                 await asyncio.sleep(0)  # here the cancellation arrives
                 return 0
@@ -86,6 +88,27 @@ class Meter:
             return None
         self._clamp = self._purses[number]
         return least
+
+    async def twice(self) -> bool:
+        """Hold the prompt once more, for a second upstream that may be asked as well. False where there is not enough."""
+        begun: list[Begun] = []
+        for purse in self._purses:
+            try:
+                given = await purse.begin(0, self._prompt)
+            except Unavailable:
+                given = None
+            if given is not None:
+                begun.append(given)
+            if given is None or given.granted < self._prompt:
+                await self._give_back(begun, 0)
+                return False
+        self._second = self._prompt
+        return True
+
+    def once(self) -> None:
+        """No second upstream has to be paid: what was held for it is the answer's."""
+        self._granted = [granted + self._second for granted in self._granted]
+        self._covered, self._second = self._covered + self._second, 0
 
     def covers(self, pieces: Sequence[Piece]) -> bool:
         """Count what was said. False if it is more than was paid for: then nothing is counted, and `afford` has to be asked."""
@@ -128,7 +151,7 @@ class Meter:
         for purse, granted in zip(self._purses, paid, strict=True):
             used = usage.prompt_tokens + usage.completion_tokens
             try:
-                await purse.end(used - self._prompt - self._told, self._prompt + granted - used)
+                await purse.end(used - self._prompt - self._told, self._prompt + self._second + granted - used)
             except HeadgateError as error:
                 _log.warning("what a call did not use is not given back: %s", error)
 
@@ -178,9 +201,9 @@ class Meter:
                 _log.warning("an answer may have to wait to be paid for: %s", error)
                 await asyncio.sleep(_PATIENCE_S)
 
-    async def _give_back(self, begun: Sequence[Begun]) -> None:
+    async def _give_back(self, begun: Sequence[Begun], prompt: int) -> None:
         for purse, given in zip(self._purses, begun, strict=False):
-            await purse.end(-self._prompt, self._prompt + given.granted)
+            await purse.end(-prompt, prompt + given.granted)
 
     def _hit(self, purse: Purse) -> None:
         if self.wall is None:

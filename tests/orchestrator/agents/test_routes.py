@@ -192,3 +192,15 @@ async def test_no_wait_is_longer_than_the_step(detours: list[Detour]) -> None:
     error = payloads(events, EventType.WORKFLOW_FAILED)[0]["error"]
     assert (state, error["status"], error["retry_after_s"]) == (RunState.FAILED, 429, 5.0)
     assert len(detour.calls) == 1
+
+
+@pytest.mark.parametrize(("budget", "hedged"), [(1000, True), (20, False)])
+async def test_a_second_call_that_the_budget_cannot_pay_is_not_made(detours: list[Detour], budget: int, hedged: bool) -> None:
+    detours.append(detour := Detour('wait 100ms; say "three"', 'say "three"'))
+    job = await detour.world.job("", body=ASKED, **HEDGED)
+    job = msgspec.structs.replace(job, run=msgspec.structs.replace(job.run, budget_tokens=budget))
+    assert (await detour.world.work(job)).state is RunState.COMPLETED
+    events = await detour.world.events(job.run.id)
+    assert said(events) == "three"
+    assert [name for name, _, _ in detour.calls] == (["a", "b"] if hedged else ["a"])
+    assert payloads(events, EventType.WORKFLOW_COMPLETED)[0]["usage"]["total_tokens"] <= budget

@@ -155,6 +155,40 @@ async def test_a_prompt_that_cannot_be_paid_is_the_wall_and_costs_nothing() -> N
     assert (rich.left, poor.left) == (1000, 30)
 
 
+async def test_a_second_upstream_is_paid_for_before_it_is_asked() -> None:
+    purse, wall = Purse(100), Wall()
+    meter = Meter([purse], wall, step=20)
+    await meter.begin(30, None)
+    assert (await meter.twice(), purse.left) == (True, 20)
+    await meter.end(Usage(60, 5, 65))
+    assert (wall.met, purse.left) == (0, 35)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+async def test_what_no_second_upstream_costs_is_the_answers(batch: int) -> None:
+    purse, wall = Purse(100), Wall()
+    meter = Meter([purse], wall, step=20)
+    await meter.begin(30, None)
+    assert await meter.twice()
+    meter.once()
+    said = 0
+    while not wall.met:
+        said += await say(meter, words(batch))
+    assert (said, purse.left) == (70, 0)
+    await meter.end(Usage(30, 70, 100))
+    assert purse.left == 0
+
+
+async def test_a_second_upstream_that_cannot_be_paid_costs_nothing() -> None:
+    rich, poor, wall = Purse(1000), Purse(75), Wall()
+    meter = Meter([rich, poor], wall, step=20)
+    await meter.begin(30, None)
+    assert (await meter.twice(), wall.met) == (False, 0)
+    assert (rich.left, poor.left) == (950, 25)
+    await meter.end(Usage(30, 5, 35))
+    assert (rich.left, poor.left) == (965, 40)
+
+
 @pytest.mark.parametrize(("asked", "most"), [(None, 90), (500, 90), (90, None), (10, None)])
 async def test_an_upstream_is_told_how_long_it_may_be_where_that_is_less_than_asked(asked: int | None, most: int | None) -> None:
     purse = Purse(100, clamps=True)
