@@ -362,7 +362,8 @@ def plan_problems(plan: Plan, upstreams: Mapping[str, UpstreamConfig]) -> Iterat
     for node, agent in plan.agents():
         for upstream in agent.upstream:
             if upstream not in upstreams:
-                yield (*node.path, "upstream"), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
+                weighed = (upstream,) if isinstance(agent.upstream, dict) else ()
+                yield (*node.path, "upstream", *weighed), f"there is no upstream '{upstream}'{did_you_mean(upstream, upstreams)}"
         known = [upstream for upstream in agent.upstream if upstream in upstreams]
         if agent.on_cut == "continue" and known and not any(_continues(upstreams[upstream]) for upstream in known):
             where = " or ".join(f"upstreams.{upstream}" for upstream in known)

@@ -155,6 +155,12 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("models: {foo: {plan: {agent: {upstream: {demo: 3, b: -1}}}}}\nupstreams: {demo: {kind: scripted}}", [
         "models.foo.plan.agent.upstream.b: should be greater than or equal to 0",
     ]),
+    ("models: {foo: {plan: {agent: {upstream: {demo: 3, dmo: 1}}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.foo.plan.agent.upstream.dmo: there is no upstream 'dmo' (did you mean 'demo'?)",
+    ]),
+    ("models: {foo: {plan: {agent: {upstream: [demo], route: {hedge: {}}}}}}\nupstreams: {demo: {kind: scripted}}", [
+        "models.foo.plan.agent.route: hedge needs a second upstream",
+    ]),
     ("models: {foo: {plan: {agent: {upstream: demo, route: {hegde: {}}}}}}\nupstreams: {demo: {kind: scripted}}", [
         "models.foo.plan.agent.route: unknown key 'hegde' (did you mean 'hedge'?)",
     ]),
