@@ -29,7 +29,7 @@ _ANNOUNCED = re.compile(r"^Headgate.* listens on (http://[^\s,]+\d)")
 
 
 @contextmanager
-def served(config: dict[str, Any], folder: Path, shape: Shape = "whole") -> Iterator[str]:
+def served(config: dict[str, Any], folder: Path, shape: Shape) -> Iterator[str]:
     """Its address. Clients cannot tell its shape."""
     if shape == "whole":
         with _process(config, folder) as url:

@@ -18,7 +18,7 @@ from compat_tests.manifest import promise
 from compat_tests.model_server import ModelServer
 from compat_tests.publisher import publish
 from compat_tests.raw import script
-from compat_tests.served import ALICE, MALLORY, served
+from compat_tests.served import ALICE, MALLORY, Shape, served
 from headgate import AsyncClient, Backoff, Client, Event
 from headgate.errors import (
     Conflict,
@@ -135,17 +135,17 @@ async def test_goes_on_after_any_position_on_any_replica(client: AsyncClient, br
 
 @promise("client.restart")
 def test_a_stream_outlives_its_server(
-    config: dict[str, Any], headgate: str, transport: Transport, tmp_path_factory: pytest.TempPathFactory
+    config: dict[str, Any], headgate: str, shape: Shape, transport: Transport, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """native.md §7: the server is stopped in the middle, a replica finishes the run, and another server takes the address."""
     port = unused_port()
     config = {**config, "server": {"port": port}, "grpc": {"enabled": False}}
     with Client(f"http://127.0.0.1:{port}", backoff=Backoff(first_s=0.1)) as client:
-        with served(config, tmp_path_factory.mktemp("first")):
+        with served(config, tmp_path_factory.mktemp("first"), shape):
             task = client.submit(script("rate 30/s", "say 40 words"), model="demo")
             stream = task.stream(transport=transport)
             events = [next(stream) for _ in range(6)]
-        with served(config, tmp_path_factory.mktemp("second")):
+        with served(config, tmp_path_factory.mktemp("second"), shape):
             events += stream
             assert [event.seq for event in events] == list(range(1, len(events) + 1))
             assert (events[-2].type, events[-1].type) == ("WORKFLOW_COMPLETED", "STREAM_END")
