@@ -39,6 +39,7 @@ from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics
 from orchestrator.planning import Planner
 from orchestrator.publishing import Publishing
+from orchestrator.recall import Recall
 from orchestrator.spending.spending import Spending
 from orchestrator.stage import Stage
 from orchestrator.store.postgres import Postgres
@@ -229,6 +230,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
             control=control,
             publishing=Publishing(log, approvals, clock),
             catalog=catalog,
+            recall=Recall(log, records, parts.tokens),
             planner=Planner(catalog, config.upstreams, config.tools),
             upstreams=parts.upstreams,
             inline=inline,

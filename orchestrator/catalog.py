@@ -7,7 +7,7 @@ name wins over a prefix, a longer prefix over a shorter one, and `*` comes last.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
@@ -38,6 +38,17 @@ class UserWorkflow(BaseModel):
     timeout_s: PositiveFloat = Field(default=86_400.0, description="The longest the workflow may take.")
 
 
+class MemoryConfig(BaseModel):
+    """How much of a session a model remembers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=4000, description="Of questions and answers together; the latest come first."
+    )
+    max_turns: Annotated[int, Field(ge=1, le=100)] = Field(default=10, description="So many earlier runs at most.")
+
+
 class ModelEntry(BaseModel):
     """What `models.<name>` of the configuration says."""
 
@@ -52,6 +63,11 @@ class ModelEntry(BaseModel):
     on_disconnect: Literal["cancel", "continue"] | NonNegativeFloat = Field(
         default="cancel",
         description="When the client that asked leaves: cancel the run, let it go on, or cancel after so many seconds.",
+    )
+    memory: MemoryConfig | None = Field(
+        default=None,
+        description="What earlier runs of the session said is put before the question, if the request has no conversation of its "
+        "own. None: nothing is.",
     )
     timeout_s: PositiveFloat | None = Field(
         default=None, description="The longest a run may take, waiting included. None: as long as its steps may."
@@ -73,6 +89,8 @@ class ModelEntry(BaseModel):
             raise ValueError("only a plan's answers can be cached: what a workflow of your own does, nobody here knows")
         if self.workflow is not None and self.timeout_s is not None:
             raise ValueError("a workflow has its own timeout_s, under `workflow`")
+        if self.workflow is not None and self.memory is not None:
+            raise ValueError("only a plan can have a memory: a workflow of your own is told its session_id")
         if self.plan is not None and self.durability == "none" and self.plan.needs_temporal:
             raise ValueError("a plan with a workflow as a step runs in Temporal, so its durability cannot be none")
         if self.plan is not None and self.cache is not None and self.plan.needs_temporal and not self.cache.side_effects:

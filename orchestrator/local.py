@@ -45,6 +45,7 @@ from orchestrator.listing import Records
 from orchestrator.metrics import Metrics
 from orchestrator.planning import Planner
 from orchestrator.publishing import Publishing
+from orchestrator.recall import Recall
 from orchestrator.repeats import Repeats
 from orchestrator.runs import (
     ALL_RUNS,
@@ -88,6 +89,7 @@ class LocalEngine:
         publishing: Publishing,
         catalog: Catalog,
         planner: Planner,
+        recall: Recall,
         upstreams: Mapping[str, Upstream],
         inline: InlineRuns,
         temporal: Temporal,
@@ -107,6 +109,7 @@ class LocalEngine:
         self._publishing = publishing
         self._catalog = catalog
         self._planner = planner
+        self._recall = recall
         self._upstreams = upstreams
         self._inline = inline
         self._temporal = temporal
@@ -159,6 +162,9 @@ class LocalEngine:
         entry = resolved.entry
         if entry.plan is not None:
             check_request(entry.plan.tools(), submission.body)
+        body = submission.body
+        if entry.memory is not None and submission.session_id is not None:
+            body = await self._recall.body(principal, submission.session_id, body, entry.memory, resolved.upstream_model)
         now_ms = int(self._clock.time() * 1000)
         run = Run(
             id=run_id,
@@ -181,7 +187,7 @@ class LocalEngine:
             model=submission.model,
             upstream_model=resolved.upstream_model,
             plan={} if entry.plan is None else entry.plan.kept(),
-            body=submission.body,
+            body=body,
             workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
             context=submission.context,
             trace=trace.current(),
