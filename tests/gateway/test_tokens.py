@@ -101,7 +101,7 @@ async def test_scopes_are_those_of_the_claim_where_one_is_configured(scope: Any,
 
 @pytest.mark.parametrize("changes", [
     {"exp": None}, {"iss": None}, {"aud": None}, {"sub": None}, {"tenant": None},
-    {"exp": 1}, {"exp": int(time.time()) - 10}, {"nbf": int(time.time()) + 60}, {"exp": "soon"}, {"exp": []}, {"exp": 1e300},
+    {"exp": 1}, {"exp": "soon"}, {"exp": []}, {"exp": 1e300},
     {"exp": float("inf")}, {"exp": float("nan")}, {"exp": True}, {"exp": {}},
     {"iss": "https://other/"}, {"aud": "other"}, {"aud": []}, {"aud": 7}, {"aud": ["other"]},
     {"sub": ""}, {"sub": "a" * 256}, {"sub": "a\nb"}, {"sub": "\ud800"},
@@ -115,6 +115,12 @@ async def test_one_that_says_less_or_something_else_is_refused(changes: dict[str
     with pytest.raises(Unauthorized) as raised:
         await shared().principal(forged)
     assert type(raised.value) is Unauthorized
+
+
+@pytest.mark.parametrize(("claim", "ahead_s"), [("exp", -10), ("nbf", 60)])
+async def test_one_that_is_not_valid_now_is_refused(claim: str, ahead_s: int) -> None:
+    with pytest.raises(Unauthorized):
+        await shared().principal(token(**{claim: int(time.time()) + ahead_s}))
 
 
 async def test_a_clock_that_is_a_little_off_is_forgiven() -> None:
