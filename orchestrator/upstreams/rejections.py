@@ -14,6 +14,7 @@ from orchestrator.upstreams.upstream import UpstreamGarbled, UpstreamRejected
 
 _MAX_MESSAGE = 2000
 _ADDRESS = re.compile(r"(?<![0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9])(?::[0-9]{1,5})?")
+_WORD = re.compile(r"[A-Za-z0-9_.\[\]:/-]{1,100}")
 _OVERFLOW = re.compile(
     r"context[ _](?:length|window|size)|prompt is too long|input is too long|exceeds? the (?:available |maximum )?context", re.I
 )
@@ -142,5 +143,7 @@ def _text(value: Any) -> str | None:
 
 
 def _word(value: Any, scrub: Scrubber) -> str | None:
-    """A code, type or param: short text. Numbers are dropped, the status says the same."""
-    return scrub(value)[:200] if isinstance(value, str) and value and not value.isdigit() else None
+    """A code, type or param: a name, and no text that could quote a prompt, because codes go where prompts must not (Temporal's
+    histories, logs). Numbers are dropped, the status says the same.
+    """
+    return scrub(value) if isinstance(value, str) and _WORD.fullmatch(value) and not value.isdigit() else None
