@@ -1,8 +1,8 @@
 """Limits and budgets in Redis: `limits.Limits` over the scripts in `lua/`, on the connection that the log appends with.
 
-Every question is one call, and waits `wait_s` at most for its answer. What was asked and not answered in time may have happened
-all the same: it is taken back behind it, and where that is lost too it lapses. Replicas count by Redis's clock, which is one for
-all of them; `now_us` is for tests that want to own it.
+Every question is one call, and waits `wait_s` at most for its answer: half a second, or less where no answer is needed. What was
+asked and not answered in time may have happened all the same: it is taken back behind it, and where that is lost too it lapses.
+Replicas count by Redis's clock, which is one for all of them; `now_us` is for tests that want to own it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from orchestrator.streamlog.wire import Command
 _log = logging.getLogger(__name__)
 
 _NOTHING = Estimate(0, 0)
+_WAIT_S = 0.5
+_WAIT_OPEN_S = 0.1
+"""Whoever would rather not count than refuse still has the log to wait for, and a second for everything."""
 _AT_ONCE = 500
 """Places that one call renews, so that none holds Redis up."""
 
@@ -48,7 +51,7 @@ class RedisLimits:
         *,
         prefix: str = "hg",
         retention_ms: int = 86_400_000,
-        wait_s: float = 0.5,
+        wait_s: float | None = None,
         lapse_s: float = LAPSE_S,
         reserved_s: float = RESERVED_S,
         origin: str | None = None,
@@ -58,7 +61,7 @@ class RedisLimits:
         self._open = policy.when_unavailable == "open"
         self._plans = Plans(policy, prefix)
         self._keep_ms = 2 * retention_ms
-        self._wait_s = wait_s
+        self._wait_s = (_WAIT_OPEN_S if self._open else _WAIT_S) if wait_s is None else wait_s
         self._lapse_s = lapse_s
         self._lapse_ms = round(lapse_s * 1000)
         self._reserved_ms = round(reserved_s * 1000)

@@ -87,7 +87,7 @@ class RedisLog:
         max_events: int = 1_000_000,
         call_timeout_s: float = 2.0,
         wait_s: float = 0.5,
-        admission_s: float = 0.9,
+        admission_s: float = 0.85,
         origin: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

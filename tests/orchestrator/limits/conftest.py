@@ -45,8 +45,8 @@ class World:
         self._exits = exits
         self._numbers = itertools.count(1)
 
-    async def process(self, *, wait_s: float = 0.5, url: str | None = None, **policy: Any) -> RedisLimits:
-        connection = Connection(Address(url or self.url), call_timeout_s=max(2.0, wait_s))
+    async def process(self, *, wait_s: float | None = None, url: str | None = None, **policy: Any) -> RedisLimits:
+        connection = Connection(Address(url or self.url), call_timeout_s=max(2.0, wait_s or 0.0))
         connection.start()
         self._exits.push_async_callback(connection.close)
         limits = RedisLimits(connection, Policy(**policy), prefix=self.prefix, wait_s=wait_s, now_us=self.clock)
