@@ -57,8 +57,9 @@ def test_a_question_that_means_the_same(client: OpenAI, here: Server, there: Ser
     """openai.md §3: what is alike is remembered once it was answered, which nobody waits for; so a few have to ask."""
 
     def ask(like: str) -> Any:
-        prompt = script('say "Paris"', f"# what is the capital city of the {like} {mark.strip('# ')} republic these days")
-        body: Any = {"model": "semantic", "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        question = script('say "Paris"', f"# what is the capital city of the {like} french republic these days")
+        messages = [{"role": "system", "content": mark}, {"role": "user", "content": question}]
+        body: Any = {"model": "semantic", "messages": messages, "temperature": 0}
         return client.chat.completions.with_raw_response.create(**body)
 
     answers = [ask("old")]

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.engine import CacheUse, Idempotency, Submission
+from orchestrator.engine import CacheUse, Decision, Idempotency, Submission
 from orchestrator.errors import RunConflict
 from orchestrator.events import Event
 from orchestrator.runs import Cached, ChatOptions, Principal, Run, RunState
@@ -279,3 +279,47 @@ async def test_what_was_repeated_is_archived_as_having_cost_nothing(shared: Shar
     assert spent is not None
     assert (await here.engine.details(ACME, again.id)).usage == spent
     assert (await here.engine.session(ACME, "s")).tokens == spent.total_tokens
+
+
+def says(name: str, words: int) -> dict[str, Any]:
+    agent = {"name": name, "upstream": "demo", "input": f"/script\nsay {words} words", "parameters": {"temperature": 0}}
+    return {"agent": agent}
+
+
+TEAM = {
+    "sequential": [
+        {"parallel": [says("left", 5), says("right", 7)]},
+        {"agent": {"name": "writer", "upstream": "demo", "answers": True}},
+    ]
+}
+
+
+async def test_a_whole_teams_work_is_shown_again(shared: Shared) -> None:
+    team = {"team": {"plan": TEAM, "durability": "none", "cache": {"exact": True}}}
+    question = msgspec.structs.replace(ask(model="team"), body={**ask().body, "temperature": 0})
+    async with shared.process(team) as here:
+        first, events = await answered(here, question)
+        again, repeated = await answered(here, question)
+    assert again.cached == Cached(first.id)
+    assert said(repeated) == said(events)
+    assert {event.agent_id for event in repeated} >= {"left", "right", "writer"}
+    assert payload(repeated[-2])["result"] == "one two"
+    assert calls(shared) == 3
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_an_approved_answer_only_where_that_is_allowed(shared: Shared, allowed: bool) -> None:
+    plan = {"sequential": [{"approval": {"action": "answer"}}, {"agent": {"upstream": "demo"}}]}
+    cache = {"exact": True, "any_temperature": True, "side_effects": allowed}
+    async with shared.process({"reviewed": {"plan": plan, "durability": "none", "cache": cache}}) as here:
+        first = await here.engine.submit(ACME, ask(model="reviewed"))
+        await here.until(first.id, "APPROVAL_REQUESTED")
+        (waiting,) = await here.engine.approvals(ACME)
+        await here.engine.decide(ACME, first.id, Decision(waiting.approval_id, approved=True))
+        await here.events(first.id)
+        second = await here.engine.submit(ACME, ask(model="reviewed"))
+        assert second.cached == (Cached(first.id) if allowed else None)
+        if not allowed:
+            await here.until(second.id, "APPROVAL_REQUESTED")
+            await here.engine.cancel(ACME, second.id)
+        await here.events(second.id)
