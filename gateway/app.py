@@ -46,6 +46,7 @@ from gateway.routes.streams import INSIDE, OUTSIDE, stream_routes
 from gateway.routes.task_control import TaskControlRoutes
 from gateway.routes.tasks import TaskRoutes
 from gateway.routes.tickets import TicketRoutes
+from gateway.routes.usage import UsageRoutes
 from gateway.rpc import grpc_door
 from gateway.settings import Server, Settings
 from gateway.transports.drain import Drain
@@ -153,6 +154,7 @@ async def gateway(
             *TaskControlRoutes(settings, engine).routes(),
             *ApprovalRoutes(settings, engine).routes(),
             *SessionRoutes(settings, engine).routes(),
+            *UsageRoutes(engine, time.time).routes(),
             *streams,
             *TicketRoutes(engine, tickets).routes(),
             *HealthRoutes(engine, drain, metrics).routes(),

@@ -30,7 +30,10 @@ class Submitted(Answer, frozen=True):
 
 
 class Usage(Answer, frozen=True):
-    """Tokens, summed over the task's calls. `estimated`: an upstream did not say, so some were counted."""
+    """Tokens, summed over the task's calls. `estimated`: an upstream did not say, so some were counted.
+
+    `cost_usd` is None where the server knows no price.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -38,6 +41,7 @@ class Usage(Answer, frozen=True):
     cached: int | None = None
     reasoning: int | None = None
     estimated: bool = False
+    cost_usd: float | None = None
 
 
 class TaskSummary(Answer, frozen=True, kw_only=True):
@@ -218,3 +222,33 @@ class Model(Answer, frozen=True):
 
 class ModelList(Answer, frozen=True):
     data: Sequence[Model]
+
+
+class UsageSum(Answer, frozen=True, kw_only=True):
+    """A sum over tasks that have ended. Costs are None where no price is known; `cost_nano_usd` is exact."""
+
+    runs: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    cost_usd: float | None
+    cost_nano_usd: int | None
+
+
+class UsageGroup(UsageSum, frozen=True, kw_only=True):
+    """What it was not grouped by is None."""
+
+    key_id: str | None
+    model: str | None
+    day: str | None
+
+
+class UsageReport(Answer, frozen=True, kw_only=True):
+    """What was used from one day to another, both included. Every task that had ended by `as_of` is in it."""
+
+    first: str = msgspec.field(name="from")
+    last: str = msgspec.field(name="to")
+    as_of: str
+    groups: Sequence[UsageGroup]
+    total: UsageSum

@@ -6,6 +6,7 @@ import os
 import re
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, HelpFormatter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from headgate import __version__
@@ -96,8 +97,13 @@ def _client_commands(command: _Command) -> list[ArgumentParser]:
     approve.add_argument("--deny", action="store_true", help="deny it")
     approve.add_argument("--feedback", metavar="TEXT", help="given to the task")
 
+    usage = command("usage", "show what was used, and what it cost", "Show what was used, this month if no days are named.")
+    usage.add_argument("--from", dest="first", metavar="DAY", type=_day, help="the first day: 2026-11-01")
+    usage.add_argument("--to", dest="last", metavar="DAY", type=_day, help="the last day; default: today")
+    usage.add_argument("--by", metavar="WHAT", type=_groups, default=(), help="key, model and day, separated by commas")
+
     models = command("models", "list the models that can be asked")
-    return [submit, stream, status, listing, *controls, approvals, approve, models]
+    return [submit, stream, status, listing, *controls, approvals, approve, usage, models]
 
 
 def _task(command: ArgumentParser) -> None:
@@ -110,6 +116,20 @@ def _connection(command: ArgumentParser) -> None:
     )
     command.add_argument("--key", metavar="K", default=os.environ.get("HEADGATE_API_KEY"), help="default: HEADGATE_API_KEY")
     command.add_argument("--json", action="store_true", help="one JSON object per line, for programs")
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError("a day is year, month and day: 2026-11-01") from None
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not set(names) <= {"key", "model", "day"}:
+        raise ArgumentTypeError("key, model or day, or several of them with commas between them")
+    return names
 
 
 def _position(text: str) -> str:

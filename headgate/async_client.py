@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Self, TypedDict, Unpack
+from datetime import date
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 from headgate import calls
 from headgate.answers import (
@@ -32,6 +33,7 @@ from headgate.answers import (
     Task,
     TaskList,
     TimelineStep,
+    UsageReport,
 )
 from headgate.async_stream import AsyncEventStream
 from headgate.calls import TaskOptions
@@ -236,6 +238,14 @@ class AsyncClient:
 
     async def delete_session(self, session_id: str) -> None:
         await self._connection.call(calls.delete_session(session_id))
+
+    # -- usage -----------------------------------------------------------------------------------------------------------
+
+    async def usage(
+        self, first: date | None = None, last: date | None = None, *, by: Iterable[Literal["key", "model", "day"]] = ()
+    ) -> UsageReport:
+        """What was used from one day to another, in UTC: this month until today, if they are not named."""
+        return await self._connection.call(calls.usage(first, last, by))
 
     # -- the server ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -25,6 +26,7 @@ from headgate.answers import (
     Task,
     TaskList,
     Timeline,
+    UsageReport,
 )
 
 T_co = TypeVar("T_co", covariant=True)
@@ -126,6 +128,11 @@ def rename_session(session_id: str, title: str) -> Call[Session]:
 
 def delete_session(session_id: str) -> Call[None]:
     return Call("DELETE", _session(session_id), lambda *_: None)
+
+
+def usage(first: date | None, last: date | None, by: Iterable[Literal["key", "model", "day"]]) -> Call[UsageReport]:
+    asked = {"from": first, "to": last, "group_by": ",".join(by) or None}
+    return Call("GET", "/api/v1/usage", _as(UsageReport), _query(**asked))
 
 
 def health() -> Call[Health]:

@@ -12,7 +12,8 @@ may be used from several threads, also from one with a running event loop, which
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Self, Unpack
+from datetime import date
+from typing import Literal, Self, Unpack
 
 from headgate.answers import (
     Accepted,
@@ -29,6 +30,7 @@ from headgate.answers import (
     Task,
     TaskList,
     TimelineStep,
+    UsageReport,
 )
 from headgate.async_client import TIMEOUT_S, AsyncClient, AsyncTaskHandle, StreamOptions
 from headgate.calls import TaskOptions
@@ -176,6 +178,13 @@ class Client:
 
     def delete_session(self, session_id: str) -> None:
         self._run(self._client.delete_session(session_id))
+
+    # -- usage -----------------------------------------------------------------------------------------------------------
+
+    def usage(
+        self, first: date | None = None, last: date | None = None, *, by: Iterable[Literal["key", "model", "day"]] = ()
+    ) -> UsageReport:
+        return self._run(self._client.usage(first, last, by=by))
 
     # -- the server ------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 
-from headgate.answers import Task
+from headgate.answers import Task, UsageSum
 from headgate.async_client import AsyncClient, StreamOptions, raise_unless_completed
 from headgate.async_stream import AsyncEventStream
 from headgate.calls import TaskOptions
@@ -104,6 +104,22 @@ async def approve(client: AsyncClient, arguments: Namespace) -> None:
         note(decided.message)
 
 
+async def usage(client: AsyncClient, arguments: Namespace) -> None:
+    report = await client.usage(arguments.first, arguments.last, by=arguments.by)
+    if arguments.json:
+        print_json(report)
+        return
+    counts = ("RUNS", "PROMPT", "ANSWER", "USD")
+    rows = [(group.day or "", group.key_id or "", group.model or "", *_counts(group)) for group in report.groups]
+    print_table(("DAY", "KEY", "MODEL", *counts), [*rows, ("", "", "total", *_counts(report.total))])
+    note(f"{report.first} to {report.last}, as of {report.as_of}")
+
+
+def _counts(used: UsageSum) -> tuple[str, str, str, str]:
+    usd = "" if used.cost_nano_usd is None else f"{used.cost_nano_usd / 10**9:.6f}"
+    return str(used.runs), str(used.prompt_tokens), str(used.completion_tokens), usd
+
+
 async def models(client: AsyncClient, arguments: Namespace) -> None:
     for model in await client.models():
         print_json(model) if arguments.json else print(model.id)
@@ -121,6 +137,7 @@ COMMANDS: Mapping[str, Command] = {
     "resume": control,
     "approvals": approvals,
     "approve": approve,
+    "usage": usage,
     "models": models,
 }
 
@@ -193,6 +210,7 @@ def _facts(task: Task) -> list[tuple[str, str | None]]:
         ("completed", task.completed_at),
         ("progress", f"{task.progress:.0%}" if task.progress and not task.ended else None),
         ("tokens", None if usage is None else f"{usage.prompt_tokens} + {usage.completion_tokens}"),
+        ("cost", None if usage is None or usage.cost_usd is None else f"{usage.cost_usd:.6f} USD"),
         ("query", task.query),
         ("error", task.error),
         ("result", task.result),

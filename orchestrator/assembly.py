@@ -176,10 +176,10 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
     log, store, metrics, clock = parts.log, parts.store, parts.metrics, parts.clock
     lease_ms = round(config.heartbeat_s * 1000)
     async with AsyncExitStack() as stack:
-        archive = await stack.enter_async_context(Archive(log, store, parts.owner, metrics=metrics))
+        spending = Spending(log, parts.limits, parts.tokens)
+        archive = await stack.enter_async_context(Archive(log, store, parts.owner, settle=spending.settle_as, metrics=metrics))
         fanout = Fanout(log, archive, metrics=metrics, ring_bytes=config.ring_bytes)
         stack.push_async_callback(fanout.close)
-        spending = Spending(log, parts.limits, parts.tokens)
         ender, herald, gates = Ender(log, metrics, clock, spending), Herald(log, clock), Gates()
         records = Records(log, store, clock)
         approvals = Approvals(log, records, herald, clock)

@@ -18,6 +18,9 @@ from orchestrator.events import Entry, Gap
 from orchestrator.keys import ApiKey, Fingerprint, Rotated, StoredKey
 from orchestrator.limits.quota import Allowance
 from orchestrator.runs import ALL_RUNS, EVERYDAY, ChatOptions, Principal, Run, RunFilter, Scope
+from orchestrator.spending.ledger import spent
+from orchestrator.spending.money import cost
+from orchestrator.spending.report import UsageQuery, UsageReport
 from orchestrator.streamlog.log import BEGINNING, Position
 from orchestrator.upstreams.upstream import ModelCard, Usage
 
@@ -98,6 +101,11 @@ class Details(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     failure: Failure | None = None
     reason: str | None = None
+
+    @property
+    def cost_nano(self) -> int | None:
+        """In nano-dollars; None where no price or no usage is known."""
+        return None if self.usage is None else cost(self.run.price, spent(self.run, self.usage))
 
 
 class History(msgspec.Struct, frozen=True):
@@ -259,6 +267,12 @@ class Engine(Protocol):
 
     async def delete_session(self, principal: Principal, session_id: str) -> None:
         """Forget a session: it and its runs are no longer listed. Raises SessionNotFound, Unavailable."""
+
+    async def usage(self, principal: Principal, query: UsageQuery) -> UsageReport:
+        """What runs used that have ended: the tenant's for an administrator, those of the key that asks for others.
+
+        Raises Unavailable.
+        """
 
     async def create_key(
         self,

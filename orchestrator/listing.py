@@ -7,8 +7,6 @@ log's own list of what is not archived, so nothing is missing and nothing is the
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import reduce
-from typing import Any
 
 import msgspec
 
@@ -16,11 +14,12 @@ from orchestrator.clock import Clock
 from orchestrator.endings import outcome
 from orchestrator.engine import Details, History, Listing, Session, SessionListing
 from orchestrator.errors import RunNotFound, SessionNotFound
-from orchestrator.events import ENDINGS, Entry, Event, EventType
-from orchestrator.runs import Principal, Run, RunFilter, is_run_id
+from orchestrator.events import ENDINGS, Entry
+from orchestrator.runs import Principal, Run, RunFilter, Scope, is_run_id
+from orchestrator.spending.ledger import usage_of
+from orchestrator.spending.report import MOST_ROWS, UsageQuery, UsageReport
 from orchestrator.store.store import SessionRow, Store
 from orchestrator.streamlog.log import Log
-from orchestrator.upstreams.upstream import Usage
 
 _PAGE = 1000
 _MOST_LOOKED_AT = 20 * _PAGE
@@ -100,6 +99,14 @@ class Records:
             if not page or (page[-1].is_end and after_seq == page[-1].seq):
                 return History(found, after_seq, complete=bool(page) or await self._closed(run_id))
         return History(found, after_seq, complete=False)
+
+    async def usage(self, principal: Principal, query: UsageQuery) -> UsageReport:
+        """What runs used that have ended. Whoever may not see all of the tenant's sees those of the key that asks."""
+        now_ms = int(self._clock.time() * 1000)
+        waiting = [run.ended_ms - 1 for run in await self._log.unarchived_runs(principal.tenant) if run.ended_ms is not None]
+        key_id = None if principal.may(Scope.ADMIN) else principal.key_id
+        rows = await self._store.usage(principal.tenant, query, key_id)
+        return UsageReport(rows[:MOST_ROWS], min([now_ms, *waiting]), truncated=len(rows) > MOST_ROWS)
 
     # -- sessions --------------------------------------------------------------------------------------------------------
 
@@ -181,13 +188,3 @@ class Records:
     async def _closed(self, run_id: str) -> bool:
         tail = await self._log.tail(run_id)
         return tail is None or tail.closed
-
-
-def usage_of(events: Sequence[Event]) -> Usage | None:
-    """The sum over a run's calls."""
-    reported: list[dict[str, Any]] = [
-        event.payload["usage"]
-        for event in events
-        if event.type == EventType.LLM_OUTPUT and event.payload and "usage" in event.payload
-    ]
-    return reduce(Usage.plus, (msgspec.convert(usage, Usage) for usage in reported)) if reported else None

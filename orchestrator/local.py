@@ -61,6 +61,7 @@ from orchestrator.runs import (
     new_run_id,
 )
 from orchestrator.spending.estimate import estimate
+from orchestrator.spending.report import UsageQuery, UsageReport
 from orchestrator.store.store import Store
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import BEGINNING, Log, LogExists, LogUnavailable, Position
@@ -265,6 +266,9 @@ class LocalEngine:
 
     async def delete_session(self, principal: Principal, session_id: str) -> None:
         await self._records.delete_session(principal, session_id)
+
+    async def usage(self, principal: Principal, query: UsageQuery) -> UsageReport:
+        return await self._records.usage(principal, query)
 
     async def cancel(self, principal: Principal, run_id: str, reason: str | None = None) -> Run:
         return await self._control.cancel(principal, run_id, reason)

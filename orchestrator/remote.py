@@ -75,6 +75,7 @@ class RemoteEngine(Engine):
     session = _remote(Engine.session)
     title_session = _remote(Engine.title_session)
     delete_session = _remote(Engine.delete_session)
+    usage = _remote(Engine.usage)
     create_key = _remote(Engine.create_key)
     list_keys = _remote(Engine.list_keys)
     revoke_key = _remote(Engine.revoke_key)

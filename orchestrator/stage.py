@@ -21,7 +21,6 @@ from orchestrator.errors import Failure
 from orchestrator.events import Event, EventType, encode, timestamp
 from orchestrator.foreign import workflow_input
 from orchestrator.herald import Herald
-from orchestrator.listing import usage_of
 from orchestrator.plans.interpreter import Branch, StepResult, Verdict
 from orchestrator.plans.plan import Plan
 from orchestrator.plans.progress import Progress
@@ -30,6 +29,7 @@ from orchestrator.plans.steps import Agent, Approval, Child, Conditional
 from orchestrator.plans.template import evaluate, is_template, render
 from orchestrator.plans.tree import Node
 from orchestrator.runs import Run, RunRequest, RunState, last_said
+from orchestrator.spending.ledger import usage_of
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing
 from orchestrator.upstreams.upstream import Usage
 

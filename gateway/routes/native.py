@@ -46,5 +46,5 @@ async def asked(request: web.Request, model: type[Body], *, max_bytes: int, requ
 
 def answer(model: BaseModel | bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """`model`, or its JSON where that has been made already."""
-    body = model if isinstance(model, bytes) else model.model_dump_json().encode()
+    body = model if isinstance(model, bytes) else model.model_dump_json(by_alias=True).encode()
     return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **(headers or {})})

@@ -60,6 +60,7 @@ class HeadgateOptions(Checked):
     on_disconnect: Literal["cancel", "continue"] | Annotated[NonNegativeFloat, Le(86_400 * 7)] | None = None
     session_id: SessionId | None = None
     context: Object | None = None
+    budget_tokens: Annotated[int, Ge(1), Le(10**12)] | None = None
 
 
 class ToolFunction(Checked):
@@ -170,6 +171,7 @@ def parse_chat_request(raw: bytes, *, stream_ids: bool = False, session_id: str 
         model=checked.model,
         body={name: value for name, value in body.items() if value is not None and name not in _OURS},
         options=options,
+        budget_tokens=ours.budget_tokens,
         session_id=ours.session_id or session_id,
         metadata=_recorded(body, ours.context),
         context=ours.context,

@@ -33,6 +33,7 @@ _TAGS = {
     "streams": "A task's events, live and from any position.",
     "approvals": "Decisions that tasks wait for.",
     "sessions": "Tasks that belong together.",
+    "usage": "What was used, and what it cost.",
     "server": "How the server is, and what it can do.",
 }
 

@@ -23,6 +23,7 @@ from gateway.wire.rest_models import (
 from orchestrator.engine import Approval, ControlState, Details, History, Session, TimelineEvent
 from orchestrator.events import Entry, timestamp
 from orchestrator.runs import Run, RunState
+from orchestrator.spending.money import usd
 
 
 def submitted(run: Run) -> Submitted:
@@ -52,9 +53,13 @@ def _told(details: Details) -> dict[str, Any]:
         **_summarised(run),
         "result": details.result,
         "error": None if failure is None else failure.message,
-        "usage": None if usage is None else Usage(**msgspec.to_builtins(usage)),
+        "usage": None if usage is None else Usage(**msgspec.to_builtins(usage), cost_usd=_usd(details.cost_nano)),
         "progress": 1.0 if run.state is RunState.COMPLETED else 0.0,
     }
+
+
+def _usd(nano: int | None) -> float | None:
+    return None if nano is None else usd(nano)
 
 
 def _summarised(run: Run) -> dict[str, Any]:

@@ -44,7 +44,10 @@ class SubmittedStream(Submitted):
 
 
 class Usage(Answer):
-    """Tokens, summed over the task's calls. `estimated`: some were counted here, because an upstream did not say."""
+    """Tokens, summed over the task's calls. `estimated`: some were counted here, because an upstream did not say.
+
+    `cost_usd` is null where no price is known.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -52,6 +55,7 @@ class Usage(Answer):
     cached: int | None = None
     reasoning: int | None = None
     estimated: bool = False
+    cost_usd: float | None = None
 
 
 class TaskSummary(Answer):

@@ -65,6 +65,9 @@ class SubmitBody(NativeBody):
     )
     provider_override: Name | None = Field(default=None, description="Recorded with the task. The model decides who runs it.")
     metadata: dict[str, Any] | None = Field(default=None, description="Recorded with the task and given back.")
+    token_budget: Annotated[int, Ge(1), Le(10**12)] | None = Field(
+        default=None, description="Tokens of prompts and answers that the task may use. It then stops, with what it has."
+    )
 
 
 class ReasonBody(NativeBody):
@@ -173,7 +176,8 @@ def parse_body(model: type[Body], raw: bytes, *, required: bool = True) -> Body:
 
 def parse_query(model: type[Query], given: MultiMapping[str]) -> Query:
     """Raises InvalidRequest. Nothing means more than one thing: a parameter that is given twice is refused."""
-    asked = {name: values[0] for name in model.model_fields if (values := _given(given, name))}
+    names = (field.alias or name for name, field in model.model_fields.items())
+    asked = {name: values[0] for name in names if (values := _given(given, name))}
     try:
         return model.model_validate(asked)
     except ValidationError as error:
@@ -217,6 +221,7 @@ def submission(task: SubmitBody, model: str, session_id: str) -> Submission:
         body={"messages": [*messages, {"role": "user", "content": task.query}]},
         session_id=session_id,
         metadata=_recorded(task, context),
+        budget_tokens=task.token_budget,
         context=context or None,
     )
 

@@ -85,6 +85,7 @@ CALLS: Mapping[str, Call] = {
         Call(Engine.session, repeatable=True),
         Call(Engine.title_session, repeatable=True),
         Call(Engine.delete_session, repeatable=False),
+        Call(Engine.usage, repeatable=True),
         Call(Engine.create_key, repeatable=True),
         Call(Engine.list_keys, repeatable=True),
         Call(Engine.revoke_key, repeatable=True),

@@ -46,6 +46,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     session_id: str | None = None
     context: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
+    token_budget: int | None = None
 
 
 TaskRules = Callable[[Task, Principal, Metadata], Submission]

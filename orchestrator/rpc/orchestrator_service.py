@@ -12,6 +12,7 @@ from orchestrator.rpc.edge import Line
 from orchestrator.rpc.status import NotOffered
 from orchestrator.rpc.translate import STATE_OF, STATUS_OF, instant, instant_of, plain, struct_of
 from orchestrator.runs import Principal, Run, RunFilter, RunState
+from orchestrator.spending.money import usd
 from protos import orchestrator_pb2 as pb
 from protos.common_pb2 import STATUS_CODE_OK, ExecutionMetrics, TaskMetadata, TokenUsage
 
@@ -35,6 +36,7 @@ class OrchestratorService:
             session_id=about.session_id or None,
             context=plain(request.context) if request.HasField("context") else None,
             metadata=_recorded(about) or None,
+            token_budget=_budget(about.token_budget),
         )
         run = await self._engine.submit(principal, self._rules(task, principal, line.metadata))
         line.conclude_with(tuple(rate_limit_headers(run.quota)))
@@ -132,10 +134,20 @@ class OrchestratorService:
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
+                cost_usd=usd(details.cost_nano or 0),
                 model=run.model,
             )
             metrics.token_usage.CopyFrom(spent)
         return metrics
+
+
+def _budget(tokens: float) -> int | None:
+    """A double on the wire, and 0 where nothing is asked."""
+    if not tokens:
+        return None
+    if not (tokens >= 1 and tokens.is_integer()):
+        raise InvalidRequest("'token_budget' is a whole number of tokens.", param="metadata.token_budget")
+    return int(tokens)
 
 
 def _recorded(about: TaskMetadata) -> dict[str, str]:

@@ -15,7 +15,7 @@ def _whole(value: Decimal) -> Decimal:
     return value
 
 
-UsdPerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000), AfterValidator(_whole)]
+UsdPerMillion = Annotated[Decimal, Field(ge=0, le=10_000), AfterValidator(_whole)]
 
 
 class ModelPrice(BaseModel):

@@ -11,6 +11,9 @@ from orchestrator.events import Event, EventType
 from orchestrator.runs import Run
 from orchestrator.upstreams.upstream import Usage
 
+MOST_TOKENS = 1_000_000_000
+"""No call uses more, and sums of as much fit into a database for ever."""
+
 
 def usage_of(events: Iterable[Event]) -> Usage | None:
     """What the run's calls reported. None: there were none. A user's own worker may report anything; nonsense does not count."""
@@ -22,13 +25,15 @@ def usage_of(events: Iterable[Event]) -> Usage | None:
 
 
 def read_usage(value: object) -> Usage | None:
+    """A usage as events have it; None for what is none."""
     try:
         usage = None if value is None else msgspec.convert(value, Usage)
     except msgspec.ValidationError:
         return None
-    if usage is None or min(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached or 0) < 0:
+    if usage is None:
         return None
-    return usage
+    counts = (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached or 0, usage.reasoning or 0)
+    return usage if min(counts) >= 0 and max(counts) <= MOST_TOKENS else None
 
 
 def spent(run: Run, usage: Usage | None) -> Usage:

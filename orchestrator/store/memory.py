@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
+
+import msgspec
 
 from orchestrator.events import Entry
 from orchestrator.runs import ALL_RUNS, Run, RunFilter
+from orchestrator.spending.money import cost
+from orchestrator.spending.report import MOST_ROWS, UsageQuery, UsageRow
 from orchestrator.store.memory_keys import MemoryKeys
 from orchestrator.store.records import Record
 from orchestrator.store.store import KnownSession, SessionRow
+from orchestrator.upstreams.upstream import Usage
 
 
 class MemoryRuns:
@@ -23,6 +29,21 @@ class MemoryRuns:
     async def write(self, records: Sequence[Record]) -> None:
         for record in records:
             self._records.setdefault(record.run.id, record)
+
+    async def usage(self, tenant: str, query: UsageQuery, key_id: str | None) -> list[UsageRow]:
+        sums: dict[tuple[str | None, str | None, date | None], UsageRow] = {}
+        for record in self._records.values():
+            run = record.run
+            day = datetime.fromtimestamp(run.created_ms / 1000, UTC).date()
+            if run.tenant == tenant and query.first <= day <= query.last and key_id in (None, run.key_id):
+                group = (
+                    run.key_id if "key" in query.by else None,
+                    run.model if "model" in query.by else None,
+                    day if "day" in query.by else None,
+                )
+                sums[group] = sums.get(group, UsageRow()).plus(_spent(record))
+        rows = [msgspec.structs.replace(row, key_id=key, model=model, day=day) for (key, model, day), row in sums.items()]
+        return sorted(rows, key=lambda row: (str(row.day), row.key_id or "", row.model or ""))[: MOST_ROWS + 1]
 
     async def run(self, run_id: str) -> Run | None:
         record = self._records.get(run_id)
@@ -91,3 +112,14 @@ class MemoryRuns:
             updated_ms=max(run.ended_ms or run.created_ms for run in runs),
             tokens=sum(usage.total_tokens for usage in usages if usage is not None),
         )
+
+
+def _spent(record: Record) -> UsageRow:
+    usage = record.usage or Usage()
+    return UsageRow(
+        runs=1,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached or 0,
+        cost_nano=cost(record.run.price, record.usage),
+    )

@@ -13,6 +13,7 @@ import msgspec
 
 from orchestrator.events import Entry
 from orchestrator.runs import Run, RunFilter
+from orchestrator.spending.report import MOST_ROWS, UsageQuery, UsageRow
 from orchestrator.store.database import Database, StoreRefused, StoreUnavailable
 from orchestrator.store.postgres_keys import PostgresKeys
 from orchestrator.store.records import EVENT_COLUMNS, RUN_COLUMNS, Record, Row, run_of
@@ -59,6 +60,12 @@ class Postgres:
             await connection.copy_records_to_table("arriving_events", records=events, columns=EVENT_COLUMNS)
             await connection.execute(self._queries["merge_runs"])
             await connection.execute(self._queries["merge_events"])
+
+    async def usage(self, tenant: str, query: UsageQuery, key_id: str | None) -> list[UsageRow]:
+        by = [grouping in query.by for grouping in ("key", "model", "day")]
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(self._queries["sum_usage"], tenant, query.first, query.last, key_id, *by, MOST_ROWS + 1)
+        return [UsageRow(**row) for row in rows]
 
     async def run(self, run_id: str) -> Run | None:
         async with self._database.connection() as connection:

@@ -10,8 +10,30 @@ CREATE TEMPORARY TABLE IF NOT EXISTS arriving_runs (LIKE runs INCLUDING DEFAULTS
 CREATE TEMPORARY TABLE IF NOT EXISTS arriving_events (LIKE events) ON COMMIT DELETE ROWS;
 
 -- name: merge_runs
--- Keep the runs that are not here yet. Always in one order, or two replicas with the same runs could wait for each other.
-INSERT INTO runs SELECT * FROM arriving_runs ORDER BY id ON CONFLICT DO NOTHING;
+-- Keep the runs that are not here yet, and add what they used to the sums: this run, this once.
+-- Always in one order, or two replicas with the same runs could wait for each other.
+WITH arrived AS (
+    INSERT INTO runs SELECT * FROM arriving_runs ORDER BY id ON CONFLICT DO NOTHING
+    RETURNING tenant, created_ms, key_id, model, prompt_tokens, completion_tokens, cached_tokens, cost_nano
+)
+INSERT INTO usage AS u
+SELECT tenant, (to_timestamp(created_ms / 1000) AT TIME ZONE 'UTC')::date, coalesce(key_id, ''), model, count(*),
+    coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cached_tokens), 0), sum(cost_nano)
+FROM arrived GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+ON CONFLICT (tenant, day, key_id, model) DO UPDATE SET
+    runs = u.runs + excluded.runs,
+    prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = u.completion_tokens + excluded.completion_tokens,
+    cached_tokens = u.cached_tokens + excluded.cached_tokens,
+    cost_nano = coalesce(u.cost_nano + excluded.cost_nano, u.cost_nano, excluded.cost_nano);
+
+-- name: sum_usage
+-- What a tenant used from one day ($2) to another ($3), or one of its keys did ($4); by key ($5), model ($6) and day ($7) if asked.
+SELECT CASE WHEN $5 THEN key_id END AS key_id, CASE WHEN $6 THEN model END AS model, CASE WHEN $7 THEN day END AS day,
+    sum(runs)::bigint AS runs, sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
+    sum(cached_tokens)::bigint AS cached_tokens, sum(cost_nano)::bigint AS cost_nano
+FROM usage WHERE tenant = $1 AND day BETWEEN $2 AND $3 AND ($4::text IS NULL OR key_id = $4)
+GROUP BY 1, 2, 3 ORDER BY 3, 1, 2 LIMIT $8;
 
 -- name: merge_events
 -- Keep the events that are not here yet; ordered for the same reason.

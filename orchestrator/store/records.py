@@ -9,6 +9,8 @@ import msgspec
 
 from orchestrator.events import ENDINGS, Entry
 from orchestrator.runs import Cached, ChatOptions, Run, RunState
+from orchestrator.spending.ledger import read_usage, usage_of
+from orchestrator.spending.money import Price, cost
 from orchestrator.upstreams.upstream import Usage
 
 Row: TypeAlias = tuple[Any, ...]
@@ -38,6 +40,10 @@ RUN_COLUMNS = (
     "cached_tokens",
     "reasoning_tokens",
     "usage_estimated",
+    "key_id",
+    "price",
+    "budget_tokens",
+    "cost_nano",
     "last_seq",
     "last_ms",
 )
@@ -55,8 +61,10 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def usage(self) -> Usage | None:
-        """What the run's ending says that it used; nothing, if it only said again what another had said."""
-        return None if self.run.cached is not None else _usage(self._ending().get("usage"))
+        """The sum over its calls, or what its ending says; nothing, if it only said again what another had said."""
+        if self.run.cached is not None:
+            return None
+        return usage_of(entry.event for entry in self.entries) or read_usage(self._ending().get("usage"))
 
     def run_row(self) -> Row:
         """Values of RUN_COLUMNS."""
@@ -80,6 +88,10 @@ class Record(msgspec.Struct, frozen=True):
             _json(payload.get("error")),
             _json(run.cached),
             *((None,) * 6 if usage is None else msgspec.structs.astuple(usage)),
+            _text(run.key_id),
+            _json(run.price),
+            run.budget_tokens,
+            cost(run.price, usage),
             self.last.seq,
             self.last.ms,
         )
@@ -115,15 +127,10 @@ def run_of(row: Mapping[str, Any]) -> Run:
         started_ms=row["started_ms"],
         ended_ms=row["ended_ms"],
         cached=None if row["cached"] is None else msgspec.json.decode(row["cached"], type=Cached),
+        key_id=row["key_id"] or "",
+        price=None if row["price"] is None else msgspec.json.decode(row["price"], type=Price),
+        budget_tokens=row["budget_tokens"],
     )
-
-
-def _usage(value: object) -> Usage | None:
-    """An ending may come from a user's own worker, so nothing is sure about its payload."""
-    try:
-        return None if value is None else msgspec.convert(value, Usage)
-    except msgspec.ValidationError:
-        return None
 
 
 def _text(value: object) -> str | None:

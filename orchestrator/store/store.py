@@ -9,6 +9,7 @@ import msgspec
 
 from orchestrator.events import Entry
 from orchestrator.runs import Run, RunFilter
+from orchestrator.spending.report import UsageQuery, UsageRow
 from orchestrator.store.keys import KeyStore
 from orchestrator.store.records import Record
 
@@ -41,6 +42,9 @@ class Store(Protocol):
 
     async def write(self, records: Sequence[Record]) -> None:
         """Keep these runs, all or none. Raises StoreRefused if one of them can never be kept."""
+
+    async def usage(self, tenant: str, query: UsageQuery, key_id: str | None) -> list[UsageRow]:
+        """What a tenant's runs here used, or those of one key; by day, key and model where asked. `MOST_ROWS` and one at most."""
 
     async def run(self, run_id: str) -> Run | None: ...
 

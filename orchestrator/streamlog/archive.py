@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
 from orchestrator.errors import Unavailable
@@ -25,6 +25,7 @@ from orchestrator.store.database import StoreRefused
 from orchestrator.store.records import Record
 from orchestrator.store.store import Store
 from orchestrator.streamlog.log import Log
+from orchestrator.upstreams.upstream import Usage
 
 _BATCH_RUNS = 200
 _BATCH_BYTES = 8 << 20
@@ -37,7 +38,8 @@ _log = logging.getLogger(__name__)
 class Archive:
     """Archives while it is entered. Reading it needs only the store. Reads raise StoreUnavailable when that is away.
 
-    `owner` names this process in the lease.
+    `owner` names this process in the lease. `settle` is told what each run has used before it is archived, in case whoever ended
+    it could not say so.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Archive:
         store: Store,
         owner: str,
         *,
+        settle: Callable[[Run, Usage | None], Awaitable[None]] | None = None,
         metrics: Metrics | None = None,
         poll_s: float = 2.0,
     ) -> None:
         self._log = event_log
         self._store = store
         self._owner = owner
+        self._settle = settle
         self._metrics = metrics or NoMetrics()
         self._poll_s = poll_s
         self._task: asyncio.Task[None] | None = None
@@ -107,6 +111,8 @@ class Archive:
             return False
         await self._store.ping()  # before everything is read from the log for nothing
         taken, records = await self._gather(run_ids)
+        if self._settle is not None:
+            await asyncio.gather(*(self._settle(record.run, record.usage) for record in records))
         await self._write(records)
         await self._log.archived(taken)
         self._metrics.archived(len(records))

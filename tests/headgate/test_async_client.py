@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
 
-from gateway.wire import rest_models
+from gateway.wire import rest_models, usage_report
 from headgate import AsyncClient, Backoff, Loss, answers
 from headgate.async_stream import AsyncEventStream
 from headgate.calls import submit
@@ -193,6 +193,9 @@ class TestTasks:
         (answers.SessionTask, rest_models.SessionTask),
         (answers.SessionHistory, rest_models.SessionHistory),
         (answers.Turn, rest_models.Turn),
+        (answers.UsageSum, usage_report.UsageSum),
+        (answers.UsageGroup, usage_report.UsageGroup),
+        (answers.UsageReport, usage_report.UsageAnswer),
         (answers.SessionTurns, rest_models.SessionTurns),
     ],
 )

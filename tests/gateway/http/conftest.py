@@ -164,6 +164,7 @@ async def engine(witness: Witness) -> AsyncIterator[Engine]:
         "headgate-demo": {"plan": {"agent": agent}, "durability": "none"},
         "durable": {"plan": {"agent": agent}},
         "patient": {"plan": {"agent": agent}, "durability": "none", "on_disconnect": "continue"},
+        "priced": {"plan": {"agent": agent}, "durability": "none", "price": {"input": 2.5, "output": 10}},
         "cached": {"plan": {"agent": agent}, "durability": "none", "cache": {"exact": True}},
         "cached-at-any": {"plan": {"agent": agent}, "durability": "none", "cache": {"exact": True, "any_temperature": True}},
     }

@@ -384,7 +384,7 @@ async def test_a_draining_server_is_not_ready_and_takes_nothing_new(server: Any)
 async def test_models(server: Any) -> None:
     listed = (await server.ask("GET", "/v1/models", headers=authorised())).json
     assert listed["object"] == "list"
-    assert [model["id"] for model in listed["data"]] == ["headgate-demo", "durable", "patient"]
+    assert [model["id"] for model in listed["data"]][:3] == ["headgate-demo", "durable", "patient"]
     assert all(set(model) == {"id", "object", "created", "owned_by"} for model in listed["data"])
     one = (await server.ask("GET", "/v1/models/headgate-demo", headers=authorised())).json
     assert one == listed["data"][0]

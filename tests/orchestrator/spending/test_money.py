@@ -15,7 +15,7 @@ from orchestrator.spending.money import Price, nano_usd, per_token, usd
 from orchestrator.upstreams.upstream import Usage
 
 tokens = st.integers(0, 10**12)
-quoted = st.decimals(min_value=0, max_value=1_000_000, places=3, allow_nan=False)
+quoted = st.decimals(min_value=0, max_value=10_000, places=3, allow_nan=False)
 usages = st.tuples(tokens, tokens, tokens).map(lambda counts: Usage(counts[0], counts[1], counts[0] + counts[1], counts[2]))
 
 
