@@ -67,7 +67,7 @@ def event_log(memory: MemoryStore) -> MemoryLog:
 
 
 async def start(log: MemoryLog, number: int) -> Run:
-    run = Run(f"task-{number:032x}", "acme", "m", "agent", created_ms=1000 + number)
+    run = Run(f"task-{number:032x}", "acme", "m", ("agent",), created_ms=1000 + number)
     await log.open(run, RunRequest("m", "m", {}, {}), [encode(Event("WORKFLOW_STARTED", _AT))])
     return run
 
@@ -138,7 +138,7 @@ async def test_a_run_that_the_database_refuses_does_not_hold_up_the_others(
     event_log: MemoryLog, postgres: Postgres, backlog: Backlog
 ) -> None:
     run_ids = [await play(event_log, number) for number in range(3)]
-    bad = Run("task-" + "f" * 32, "acme", "m", "agent", created_ms=1 << 70)
+    bad = Run("task-" + "f" * 32, "acme", "m", ("agent",), created_ms=1 << 70)
     await event_log.open(bad, RunRequest("m", "m", {}, {}), [])
     end = [encode(event) for event in completed(_AT, text="", usage={}, finish_reason="stop", duration_ms=1)]
     await event_log.append(bad.id, "engine", 1, 0, end, state=RunState.COMPLETED, ends=True)

@@ -24,7 +24,7 @@ _AT = "2025-01-01T00:00:00.000Z"
 
 def make_run(number: int = 1, *, created_ms: int = 1_700_000_000_000, tenant: str = "acme", **changes: object) -> Run:
     facts: dict[str, object] = {"state": RunState.COMPLETED, "started_ms": created_ms + 5, "ended_ms": created_ms + 9} | changes
-    return Run(f"task-{number:032x}", tenant, "headgate-demo", "agent", created_ms, **facts)  # type: ignore[arg-type]
+    return Run(f"task-{number:032x}", tenant, "headgate-demo", ("agent",), created_ms, **facts)  # type: ignore[arg-type]
 
 
 def make_record(run: Run, *events: Event) -> Record:
@@ -153,7 +153,7 @@ async def test_a_deleted_session_is_forgotten_with_its_runs_until_it_is_used_aga
 async def test_text_that_postgresql_cannot_hold_does_not_stop_a_batch(postgres: Postgres) -> None:
     """A client chooses the model's name; with a NUL in it, the whole batch was refused and the archive stood still."""
     run = make_run(1)
-    await postgres.write([make_record(Run(run.id, "acme", "a\0b\ud800\nc", "agent", 1, state=RunState.COMPLETED))])
+    await postgres.write([make_record(Run(run.id, "acme", "a\0b\ud800\nc", ("agent",), 1, state=RunState.COMPLETED))])
     kept = await postgres.run(run.id)
     assert kept is not None
     assert kept.model == "a\ufffdb?\nc"
