@@ -91,6 +91,7 @@ async def orchestrator(
     config: Configuration, metrics: Metrics, *, progress: Callable[[str], None], clock: Clock | None = None
 ) -> AsyncIterator[Engine]:
     """A working engine over real backends. Raises EmbeddedError when one of them cannot be started."""
+    tools = Tools(config.tools, secrets=secrets_of(config.upstreams))  # what cannot be imported is told before anything starts
     async with AsyncExitStack() as stack:
         addresses = await stack.enter_async_context(
             embedded(
@@ -125,7 +126,7 @@ async def orchestrator(
             limits=limits,
             questions=await _questions(config, addresses.postgres, stack),
         )
-        yield await stack.enter_async_context(engine(config, parts))
+        yield await stack.enter_async_context(engine(config, parts, tools))
 
 
 async def _questions(config: Configuration, dsn: str, stack: AsyncExitStack) -> Questions | None:
@@ -171,8 +172,8 @@ async def _cache(parts: Parts, fanout: Fanout) -> AsyncIterator[Cache]:
 
 
 @asynccontextmanager
-async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngine]:
-    """A working engine over these parts."""
+async def engine(config: Configuration, parts: Parts, tools: Tools | None = None) -> AsyncIterator[LocalEngine]:
+    """A working engine over these parts. Without `tools`, those of the configuration."""
     log, store, metrics, clock = parts.log, parts.store, parts.metrics, parts.clock
     lease_ms = round(config.heartbeat_s * 1000)
     async with AsyncExitStack() as stack:
@@ -184,7 +185,7 @@ async def engine(config: Configuration, parts: Parts) -> AsyncIterator[LocalEngi
         records = Records(log, store, clock)
         approvals = Approvals(log, records, herald, clock)
         stage = Stage(log, ender, herald, approvals, clock)
-        tools = Tools(config.tools, secrets=secrets_of(config.upstreams))
+        tools = tools or Tools(config.tools, secrets=secrets_of(config.upstreams))
         await stack.enter_async_context(tools.running())
         desk = Desk(
             log=log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -62,6 +63,9 @@ class StdioServer(ToolModel):
     command: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="The program and its arguments.")
     env: dict[str, SecretStr] = Field(default_factory=dict, description="More of its environment; the values do not print.")
     cwd: str | None = Field(default=None, description="The folder it is started in. None: the server's own.")
+    stderr: Path | None = Field(
+        default=None, description="A file for what it writes on its standard error. None: nowhere, as that may quote arguments."
+    )
 
 
 class HttpServer(ToolModel):

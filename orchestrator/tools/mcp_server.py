@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -146,7 +147,8 @@ class McpServer:
             program, *arguments = mcp.command
             env = {name: value.get_secret_value() for name, value in mcp.env.items()}
             parameters = StdioServerParameters(command=program, args=arguments, env=env, cwd=mcp.cwd)
-            transport = watched(stdio_client(parameters), self._over)
+            errors = stack.enter_context(open(mcp.stderr or os.devnull, "a", encoding="utf-8"))  # noqa: SIM115 - the stack closes it
+            transport = watched(stdio_client(parameters, errors), self._over)
         else:
             headers = {name: value.get_secret_value() for name, value in mcp.headers.items()}
             timeout = httpx2.Timeout(self._config.connect_timeout_s, read=None)  # calls have their own limits

@@ -127,8 +127,7 @@ class Play:
     def _one(self, statement: Statement) -> Iterator[Action]:
         match statement:
             case Say():
-                text = made_up(statement.words, self._seed) if statement.text is None else statement.text
-                yield from self._pieces(_PIECE.findall(text), statement.to)
+                yield from self._pieces(_PIECE.findall(self._wording(statement)), statement.to)
             case Tokens():
                 yield from self._pieces(statement.pieces, "content")
             case CallTool():
@@ -152,6 +151,11 @@ class Play:
                 # Up to the first new text, a continued answer is in its past: what went wrong there went wrong already.
                 if not self._replaying:
                     yield statement
+
+    def _wording(self, say: Say) -> str:
+        if say.results:
+            return _tool_result(self._body)
+        return made_up(say.words, self._seed) if say.text is None else say.text
 
     def _repeat(self, statement: Repeat) -> Iterator[Action]:
         done = 0

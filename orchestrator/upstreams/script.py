@@ -24,10 +24,11 @@ MAX_CHARS = 64 * 1024
 
 
 class Say(msgspec.Struct, frozen=True):
-    """Text, as written or as so many made-up words; `to` is the field of the delta that takes it."""
+    """Text: as written, so many made-up words, or what tools have answered; `to` is the field of the delta that takes it."""
 
     text: str | None = None
     words: int = 0
+    results: bool = False
     to: Literal["content", "reasoning", "refusal"] = "content"
 
 
@@ -215,7 +216,10 @@ class _Parser:
     def say(self, to: Literal["content", "reasoning", "refusal"] = "content") -> Say:
         if self._peek() == '"':
             return Say(self._string(), to=to)
-        count = self._integer("a text in quotes or a number of words")
+        if self._text_ahead("results"):
+            self._word("results")
+            return Say(results=True, to=to)
+        count = self._integer("a text in quotes, a number of words, or results")
         self._expect(("words", "word"))
         return Say(words=count, to=to)
 

@@ -204,6 +204,20 @@ async def test_a_server_that_cannot_be_had_says_why(mcp: dict[str, Any], problem
             await tools.offer(["tests"], 5.0)
 
 
+async def test_what_a_program_says_on_its_standard_error_goes_where_it_may(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Headgate's own log promises not to quote what is asked; a server that logs its calls would."""
+    file = tmp_path / "stderr.log"
+    command = [sys.executable, "-c", "import sys; print('asked for a secret', file=sys.stderr)"]
+    for stderr in ({}, {"stderr": str(file)}):
+        async with tools_of({"command": command, **stderr}, connect_timeout_s=5) as tools:
+            with pytest.raises(ToolUnavailable):
+                await tools.offer(["tests"], 5.0)
+    assert "asked" not in capfd.readouterr().err
+    assert "asked for a secret\n" in file.read_text()
+
+
 @pytest.mark.parametrize("tool", ["read.file", "a b/c", "x" * 80, "名前"])
 def test_names_fit_what_openai_allows_and_stay_apart(tool: str) -> None:
     name = name_of("server", tool)

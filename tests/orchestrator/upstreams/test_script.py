@@ -39,6 +39,7 @@ from orchestrator.upstreams.script import (
     [
         ("say 20 words", (Say(words=20),)),
         ("say 1 word", (Say(words=1),)),
+        ("say results; reason results", (Say(results=True), Say(results=True, to="reasoning"))),
         (r'say "two\nlines \"quoted\" \u00e9; # all text"', (Say('two\nlines "quoted" é; # all text'),)),
         ('reason "why"; reason 3 words', (Say("why", to="reasoning"), Say(words=3, to="reasoning"))),
         ('refuse "no"', (Say("no", to="refusal"),)),
@@ -100,7 +101,7 @@ def test_a_marker_is_no_statement() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("/script\nsay twenty words", "script, line 2, column 5: expected a text in quotes or a number of words"),
+        ("/script\nsay twenty words", "script, line 2, column 5: expected a text in quotes, a number of words, or results"),
         ("say 5", "script, line 1, column 6: expected words or word; found ''"),
         ("wait 5", "script, line 1, column 6: expected a time such as 200ms or 2s; found '5'"),
         ("cut; jump", "script, line 1, column 6: unknown statement, expected one of blank, broken,"),
@@ -112,7 +113,10 @@ def test_a_marker_is_no_statement() -> None:
         ("repeat 3; cut", "script, line 1, column 14: expected 'end' of the repeat"),
         ("once no usage", "script, line 1, column 9: expected a statement that can be done once"),
         ("no luck", "script, line 1, column 4: expected usage or finish or done or role or limit; found 'luck'"),
-        ("say 9999999 words", "script, line 1, column 5: expected a text in quotes or a number of words, a number from 0"),
+        (
+            "say 9999999 words",
+            "script, line 1, column 5: expected a text in quotes, a number of words, or results, a number from 0",
+        ),
         ("once " * 50 + "cut", "script, line 1, column 86: nested more than 16 deep"),
         ("x" * 70_000, "script: longer than 65536 characters"),
     ],

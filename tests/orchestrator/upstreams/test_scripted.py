@@ -137,7 +137,7 @@ async def test_once_is_counted_for_each_run() -> None:
 
 
 async def test_turns_follow_the_conversation() -> None:
-    script = '/script call get_weather {"city": "Paris"}; then; say "It rains."'
+    script = '/script call get_weather {"city": "Paris"}; then; say "It says: "; say results'
     first, _ = await told(scripted(), call(script))
     calls = [piece.tool_calls[0] for piece in first if isinstance(piece, Delta) and piece.tool_calls]
     assert calls[0]["function"]["name"] == "get_weather"
@@ -148,8 +148,8 @@ async def test_turns_follow_the_conversation() -> None:
         {"role": "assistant", "content": None, "tool_calls": []},
         {"role": "tool", "tool_call_id": calls[0]["id"], "content": "rain"},
     ]
-    assert text((await told(scripted(), call(messages)))[0]) == "It rains."
-    messages += [{"role": "assistant", "content": "It rains."}]
+    assert text((await told(scripted(), call(messages)))[0]) == "It says: rain"
+    messages += [{"role": "assistant", "content": "It says: rain"}]
     assert text((await told(scripted(), call(messages)))[0]) == "The tool answered: rain"
 
 
