@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -142,19 +143,19 @@ class McpServer:
     async def _connection(self, stack: AsyncExitStack) -> Client:
         """Not yet entered. Secrets leave their wrapping here."""
         mcp = self._config.mcp
-        transport: Transport
         if isinstance(mcp, StdioServer):
-            program, *arguments = mcp.command
-            env = {name: value.get_secret_value() for name, value in mcp.env.items()}
-            parameters = StdioServerParameters(command=program, args=arguments, env=env, cwd=mcp.cwd)
-            errors = stack.enter_context(open(mcp.stderr or os.devnull, "a", encoding="utf-8"))  # noqa: SIM115 - the stack closes it
-            transport = watched(stdio_client(parameters, errors), self._over)
-        else:
-            headers = {name: value.get_secret_value() for name, value in mcp.headers.items()}
-            timeout = httpx2.Timeout(self._config.connect_timeout_s, read=None)  # calls have their own limits
-            http = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, timeout=timeout))
-            transport = streamable_http_client(mcp.url, http_client=http)
-        return Client(transport, client_info=_WHO, cache=None)
+            return Client(self._program(mcp, stack), client_info=_WHO, cache=None)
+        headers = {name: value.get_secret_value() for name, value in mcp.headers.items()}
+        timeout = httpx2.Timeout(self._config.connect_timeout_s, read=None)  # calls have their own limits
+        http = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, timeout=timeout))
+        return Client(streamable_http_client(mcp.url, http_client=http), client_info=_WHO, cache=None)
+
+    def _program(self, mcp: StdioServer, stack: AsyncExitStack) -> Transport:
+        program, *arguments = mcp.command
+        env = {name: value.get_secret_value() for name, value in mcp.env.items()}
+        parameters = StdioServerParameters(command=program, args=arguments, env=env, cwd=mcp.cwd)
+        errors = stack.enter_context((mcp.stderr or Path(os.devnull)).open("a", encoding="utf-8"))
+        return watched(stdio_client(parameters, errors), self._over)
 
     async def _listed(self, client: Client) -> Sequence[McpTool]:
         """Its tools; those that nobody could call are left out, and the log says why."""
