@@ -40,6 +40,7 @@ from gateway.routes.health import HealthRoutes
 from gateway.routes.internal import InternalRoutes
 from gateway.routes.models import ModelRoutes
 from gateway.routes.openapi import OpenApiRoutes
+from gateway.routes.progress import ProgressRoutes
 from gateway.routes.route import Route, add_routes
 from gateway.routes.sessions import SessionRoutes
 from gateway.routes.streams import INSIDE, OUTSIDE, stream_routes
@@ -155,6 +156,7 @@ async def gateway(
             *ApprovalRoutes(settings, engine).routes(),
             *SessionRoutes(settings, engine).routes(),
             *UsageRoutes(engine, time.time).routes(),
+            *ProgressRoutes(settings, engine, drain, departures, metrics, new_session_id).routes(),
             *streams,
             *TicketRoutes(engine, tickets).routes(),
             *HealthRoutes(engine, drain, metrics).routes(),

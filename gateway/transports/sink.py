@@ -72,7 +72,7 @@ class EventStreamSink:
 
     async def finish(self, frames: bytes) -> None:
         if frames:
-            await self.write(frames)
+            await EventStreamSink.write(self, frames)
         else:
             await self.start()
         await self.response.write_eof()
