@@ -25,7 +25,7 @@ LOTS: Sequence[tuple[str, re.Pattern[str]]] = (
     ("whole", re.compile(r"compat_tests/.*[\[-]whole[]-]")),
 )
 
-POLITE = 10
+POLITE = 5
 """The niceness of tests that make way."""
 
 
