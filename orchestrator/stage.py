@@ -14,6 +14,7 @@ import msgspec
 
 from orchestrator import endings
 from orchestrator.agents.job import Job
+from orchestrator.agents.outputs import Answers
 from orchestrator.approvals import Approvals
 from orchestrator.clock import Clock
 from orchestrator.ender import Ender
@@ -206,14 +207,12 @@ def approval_id(node: Node, visit: int) -> str:
 
 def _answer(plan: Plan, events: Sequence[Event]) -> tuple[str, str]:
     """The text of the agent that answered, and why it ended; of a plan whose answering agent had no visit, what it came to."""
-    said: dict[str, Event] = {}
+    answers, last = Answers(), None
     for event in events:
-        if event.type == EventType.LLM_OUTPUT and event.agent_id in plan.answers and not (event.payload or {}).get("aborted"):
-            said[event.agent_id] = event
-    if not said:
-        return State(events).result(plan.root), "stop"
-    last = list(said.values())[-1]
-    return last.message or "", (last.payload or {}).get("finish_reason") or "stop"
+        relevant = event.type in (EventType.AGENT_STARTED, EventType.LLM_OUTPUT) and event.agent_id in plan.answers
+        if relevant and (text := answers.add(event)) is not None:
+            last = text, (event.payload or {}).get("finish_reason") or "stop"
+    return last or (State(events).result(plan.root), "stop")
 
 
 def _worded(result: StepResult, events: Sequence[Event]) -> Failure:

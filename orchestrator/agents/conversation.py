@@ -18,11 +18,12 @@ from orchestrator.agents.call import UpstreamCall
 from orchestrator.agents.expenses import Expenses
 from orchestrator.agents.history import Past
 from orchestrator.agents.job import Job
+from orchestrator.agents.outputs import goes_on
 from orchestrator.agents.own_calls import OwnCalls
 from orchestrator.agents.speech import Speech
 from orchestrator.agents.tool_work import ToolWork
 from orchestrator.agents.transcript import Transcript
-from orchestrator.agents.turn import TooManyTurns, Turn, goes_on, with_turns
+from orchestrator.agents.turn import TooManyTurns, Turn, with_turns
 from orchestrator.agents.voice import Voice
 from orchestrator.clock import Clock
 from orchestrator.events import EventType

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from orchestrator.agents.job import Stop
+from orchestrator.agents.outputs import goes_on
 from orchestrator.agents.transcript import Transcript
-from orchestrator.agents.turn import RESULTS, Turn, goes_on
+from orchestrator.agents.turn import RESULTS, Turn
 from orchestrator.endings import failed_state, outcome
 from orchestrator.errors import Failure
 from orchestrator.events import Entry, Event, EventType

@@ -8,11 +8,12 @@ them is not made again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from orchestrator.agents.outputs import goes_on
 from orchestrator.errors import HeadgateError
 from orchestrator.events import Event, EventType
 from orchestrator.tools.redaction import Redactor
@@ -21,8 +22,6 @@ from orchestrator.tools.tool import InvalidArguments
 from orchestrator.upstreams.upstream import Delta
 
 RESULTS = frozenset({EventType.TOOL_OBSERVATION, EventType.TOOL_ERROR})
-_CUT_SHORT = frozenset({"length", "content_filter"})
-"""Finish reasons after which calls may be incomplete, so that none is made."""
 
 
 class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -113,15 +112,6 @@ class Turn:
             for call in facts["server_tool_calls"]
         ]
         return cls(calls, output.message or "", reasoning=facts.get("reasoning"), refusal=facts.get("refusal"))
-
-
-def goes_on(facts: Mapping[str, Any]) -> bool:
-    """Whether the conversation goes on after a call with this output: our tools were called, and nobody else's.
-
-    Where the client's were called too, only it can go on. It would not tell the model what ours have done, so they do nothing.
-    """
-    ours = bool(facts.get("server_tool_calls")) and not facts.get("aborted")
-    return ours and not ("tool_calls" in facts or "function_call" in facts or facts.get("finish_reason") in _CUT_SHORT)
 
 
 def with_turns(body: dict[str, Any], offered: Sequence[dict[str, Any]], turns: Sequence[Turn]) -> dict[str, Any]:

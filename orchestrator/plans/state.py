@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.agents.outputs import Answers
 from orchestrator.events import Event, EventType
 from orchestrator.plans.steps import Child
 from orchestrator.plans.template import render
@@ -30,6 +31,7 @@ class State:
     """Feed it a run's events, deltas excepted, in their order."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
+        self._answers = Answers()
         self._said: dict[str, str] = {}
         self._output: dict[str, str] = {}
         self._failed: dict[str, str] = {}
@@ -41,8 +43,9 @@ class State:
     def add(self, event: Event) -> None:
         payload = event.payload or {}
         match event.type:
-            case EventType.LLM_OUTPUT if event.agent_id is not None and not payload.get("aborted"):
-                self._said[event.agent_id] = event.message or ""
+            case EventType.AGENT_STARTED | EventType.LLM_OUTPUT if event.agent_id is not None:
+                if (answer := self._answers.add(event)) is not None:
+                    self._said[event.agent_id] = answer
             case EventType.AGENT_COMPLETED if event.agent_id is not None:
                 self._output[event.agent_id] = self._said.get(event.agent_id, "")
             case EventType.APPROVAL_DECISION if "step" in payload:
