@@ -79,7 +79,7 @@ class Choice:
         index = call.get("index")
         if not isinstance(index, int) or index < 0:
             index = position
-        first = not any(known == index for known, _ in self._told)
+        first = (index, "") not in self._told
         delta: dict[str, Any] = {"index": index}
         for key, value in call.items():
             if key == "index" or value is None:

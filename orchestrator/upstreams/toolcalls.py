@@ -16,6 +16,9 @@ class ToolCalls:
 
     def __init__(self) -> None:
         self._announced: dict[int, dict[str, Any]] = {}
+        self._indexes: dict[str, int] = {}
+        """By id, for deltas that come without an index: an upstream may make thousands of calls."""
+        self._next = 0
         self._last = 0
 
     def normal(self, sent: dict[str, Any], position: int | None = None) -> dict[str, Any] | None:
@@ -24,9 +27,12 @@ class ToolCalls:
         if not isinstance(index, int):
             index = self._index_of(sent.get("id")) if position is None else position
         self._last = index
+        self._next = max(self._next, index + 1)
         announced = self._announced.setdefault(index, {})
         if sent.get("id") and announced.get("id") not in (None, sent["id"]):
             announced.clear()
+        if isinstance(call_id := sent.get("id"), str):
+            self._indexes.setdefault(call_id, index)
         call: dict[str, Any] = {"index": index}
         for key, value in sent.items():
             if value is None or key in ("index", "function"):
@@ -53,10 +59,8 @@ class ToolCalls:
         """The index of a delta that came without: a known id's, a new one for a new id, else that of the delta before."""
         if not call_id:
             return self._last
-        for index, announced in self._announced.items():
-            if announced.get("id") == call_id:
-                return index
-        return max(self._announced, default=-1) + 1
+        known = self._indexes.get(call_id) if isinstance(call_id, str) else None
+        return self._next if known is None else known
 
     @staticmethod
     def _first(announced: dict[str, Any], key: str, value: Any) -> bool:
