@@ -130,7 +130,7 @@ class Database:
                 async with asyncio.timeout(_MIGRATE_BOUND_S), self._acquired() as connection:
                     applied = await self._schema(connection, self.queries)
             except (*_AWAY, *_REFUSED) as error:
-                self._refusal = None if isinstance(error, _AWAY) else str(error)
+                self._refusal = None if isinstance(error, _AWAY) else str(error).partition("\n")[0]
                 self._tried.set()
                 level = logging.DEBUG if away else logging.WARNING  # an outage is told once
                 _log.log(level, "cannot use PostgreSQL, trying on: %s", str(error) or type(error).__name__)

@@ -107,15 +107,22 @@ class TestPostgres:
                 assert len(await near(other, [1.0])) == 1
 
     async def test_a_role_that_may_not_create_the_extension_is_told_so_at_the_start(self, database: str) -> None:
+        """Until somebody who may has done so."""
         admin = await asyncpg.connect(database)
         role = f"reader_{time.monotonic_ns()}"
-        await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+        await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT CREATE ON SCHEMA public TO {role}")
         try:
             parts = urlsplit(database)
             _, _, address = parts.netloc.rpartition("@")
-            with pytest.raises(VectorsMissing, match=r"pgvector 0\.7 or newer; ours refuses: permission denied"):
-                await PostgresQuestions(parts._replace(netloc=f"{role}:p@{address}").geturl()).__aenter__()
+            theirs = parts._replace(netloc=f"{role}:p@{address}").geturl()
+            with pytest.raises(VectorsMissing, match=r'pgvector 0\.7 or newer; ours refuses: permission denied .* "vector"\. Install'):
+                await PostgresQuestions(theirs).__aenter__()
+            await admin.execute("CREATE EXTENSION vector")
+            async with PostgresQuestions(theirs) as questions:
+                await questions.remember(asked("q"), [1.0], 100)
+                assert len(await near(questions, [1.0])) == 1
         finally:
+            await admin.execute(f"DROP OWNED BY {role}")
             await admin.execute(f"DROP ROLE {role}")
             await admin.close()
 
