@@ -12,6 +12,8 @@ from time import monotonic
 import msgspec
 from aiohttp import web
 
+from gateway.access import caching
+from gateway.access.caching import cache_found, cache_use
 from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.rules import Access
 from gateway.departures import Departures
@@ -54,10 +56,10 @@ _PROGRESS = Operation(
 )
 _EXECUTE = Operation(
     "progress",
-    (Reply(200, "Its progress.", media=EVENT_STREAM, headers={**_STREAMED, **REPLAYED, **RATE_LIMITS}),),
+    (Reply(200, "Its progress.", media=EVENT_STREAM, headers={**_STREAMED, **REPLAYED, **RATE_LIMITS, **caching.TOLD}),),
     query=ProgressOptions,
     body=ExecuteBody,
-    headers=SENT,
+    headers={**SENT, **caching.SENT},
     refusals=(404, 409, 429, 503),
 )
 _MULTI = Operation(
@@ -106,6 +108,7 @@ class ProgressRoutes:
         only_run(request, query.workflow_id)
         with self._drain.answer():
             run = await self._engine.get(request[PRINCIPAL], query.workflow_id)
+            about_run(request, run.id)
             return await self._watch(request, run, query, after)
 
     async def execute(self, request: web.Request) -> web.StreamResponse:
@@ -120,10 +123,14 @@ class ProgressRoutes:
         begun = execution(body, body.session_id or self._new_session_id())
         if begun.plan is not None:
             allow(principal, Scope.RUNS_EXECUTE_INLINE)
-        begun = msgspec.structs.replace(begun, idempotency=idempotency(request.headers, principal, body.model_dump()))
+        begun = msgspec.structs.replace(
+            begun, idempotency=idempotency(request.headers, principal, body.model_dump()), cache=cache_use(request.headers)
+        )
         with self._drain.answer(), _in_the_words_of_the_body():
+            entry = None if begun.plan is not None else self._engine.resolve(begun.model).entry
             async with self._departures.requester(principal, begun, "continue") as run:
-                about_run(request, run.id, repeated=run.repeated, quota=run.quota)
+                found = None if entry is None else cache_found(entry, run)
+                about_run(request, run.id, repeated=run.repeated, quota=run.quota, cache=found)
                 return await self._watch(request, run, options, BEGINNING)
 
     async def stream_multi(self, request: web.Request) -> web.StreamResponse:
@@ -147,7 +154,6 @@ class ProgressRoutes:
 
     async def _watch(self, request: web.Request, run: Run, options: ProgressOptions, after: Position) -> web.StreamResponse:
         """Folded from the log's beginning: what a step brought is told with its end, wherever the reader begins."""
-        about_run(request, run.id)
         encoder = ProgressEncoder(run, after, step_logs=options.enable_step_logs, quiet=not options.enable_progress)
         async with self._engine.subscribe(request[PRINCIPAL], run.id) as subscription:
             sink = self._sink(request, options)

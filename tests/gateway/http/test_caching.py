@@ -102,6 +102,25 @@ async def test_a_task_may_be_submitted_with_a_stream(server: Any) -> None:
         assert (answer.status, found(answer)) == (201, expected)
 
 
+async def test_a_plan_that_is_executed_by_its_name(server: Any) -> None:
+    asked = {"input": f"/script\n{HELLO}"}
+    answers = [
+        await server.ask("POST", "/api/v1/execute", headers=bearer(), json={"name": "cached-at-any", **asked}) for _ in range(2)
+    ]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert [found(answer) for answer in answers] == [MISS, HIT]
+
+
+async def test_a_repeated_execution_is_marked_as_one(server: Any) -> None:
+    """Watching the run forgot what was known of its beginning."""
+    headers = bearer(**{"Idempotency-Key": "k"})
+    answers = [
+        await server.ask("POST", "/api/v1/execute", headers=headers, json={"name": "patient", "input": f"/script\n{HELLO}"})
+        for _ in range(2)
+    ]
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true"]
+
+
 async def test_another_tenant_asks_anew(server: Any, witness: Any) -> None:
     await chat(server)
     assert found(await chat(server, key="sk-b")) == MISS

@@ -115,7 +115,7 @@ class TestPostgres:
             parts = urlsplit(database)
             _, _, address = parts.netloc.rpartition("@")
             theirs = parts._replace(netloc=f"{role}:p@{address}").geturl()
-            with pytest.raises(VectorsMissing, match=r'pgvector 0\.7 or newer; ours refuses: permission denied .* "vector"\. Install'):
+            with pytest.raises(VectorsMissing, match=r'needs .* pgvector 0\.7 or newer; ours refuses: .* "vector"\. Install'):
                 await PostgresQuestions(theirs).__aenter__()
             await admin.execute("CREATE EXTENSION vector")
             async with PostgresQuestions(theirs) as questions:
