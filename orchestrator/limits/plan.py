@@ -21,8 +21,8 @@ from orchestrator.runs import Principal
 _SANE = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 _PLANS_KEPT = 4096
 _DAY_MS = 86_400_000
-_KEEP_MS = {"day": 2 * _DAY_MS, "month": 33 * _DAY_MS}
-"""How long a period's counts outlive its last run: as long as runs that began in it may go on, roughly."""
+_KEEP_MS = {"day": 8 * _DAY_MS, "month": 40 * _DAY_MS}
+"""How long a period's counts outlive its last run: as long as runs that began in it may go on."""
 
 Scope = Literal["key", "tenant"]
 Period = Literal["day", "month"]

@@ -40,7 +40,9 @@ for line in lines(rates) do
   place = place + 1
   local key, kind, limit = string.match(line, '^(.*)\t(.*)\t(.*)')
   limit = tonumber(limit)
-  local used, cost = level(key, limit, now), kind == 'tokens' and prompt + granted or 1
+  local used, cost = level(key, limit, now), 1
+  -- A prompt that fits is let in, however much of an answer is asked for: then it takes all that there is in a minute.
+  if kind == 'tokens' then cost = prompt + math.max(0, math.min(granted, limit - prompt)) end
   if before then cost = 0 end
   local excess = used + cost - limit - SLACK
   if excess > 0 and refused ~= 'budgets' and not before then
@@ -68,7 +70,7 @@ for _, rate in ipairs(levels) do
   if refused == '' and cost > 0 then
     used = used + cost
     set_level(key, limit, used, now)
-    if kind == 'tokens' then corrected = corrected .. key .. '\t' .. whole(limit) .. '\n' end
+    if kind == 'tokens' then corrected = corrected .. key .. '\t' .. whole(limit) .. '\t' .. whole(cost) .. '\n' end
   end
   answer[#answer + 1] = math.max(0, math.floor(limit - used + SLACK))
   answer[#answer + 1] = math.max(0, math.ceil((used - SLACK) / limit * 60000))
@@ -84,7 +86,7 @@ if refused == '' and not before then
   if budgets ~= '' or corrected ~= '' or ARGV[13] == '1' then
     redis.call(
       'HSET', record, 'tokens', whole(tokens), 'nano', whole(nano), 'budgets', budgets, 'output', whole(granted),
-      'estimated', whole(tokens), 'rates', corrected, 'at', whole(now)
+      'rates', corrected, 'at', whole(now)
     )
     if budgets == '' then redis.call('PEXPIRE', record, reserved_ms) end
   end

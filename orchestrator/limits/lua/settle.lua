@@ -6,13 +6,13 @@ local record = KEYS[1]
 local used_tokens, used_nano = tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_us(ARGV[1])
 
-local r = redis.call('HMGET', record, 'budgets', 'tokens', 'nano', 'estimated', 'rates', 'at')
+local r = redis.call('HMGET', record, 'budgets', 'tokens', 'nano', 'rates', 'at')
 if not r[2] then return 0 end
 
 spend(r[1], used_tokens - r[2], used_nano - r[3])
-for line in lines(r[5]) do
-  local key, limit = string.match(line, '^(.*)\t(.*)')
-  local more, age = used_tokens - r[4], math.max(0, now - r[6])
+for line in lines(r[4]) do
+  local key, limit, cost = string.match(line, '^(.*)\t(.*)\t(.*)')
+  local more, age = used_tokens - cost, math.max(0, now - r[5])
   -- Of what was estimated too high, some has leaked away since. Nothing comes back twice.
   if more < 0 then more = more * math.max(0, 1 - age / MINUTE_US) end
   limit = tonumber(limit)

@@ -107,6 +107,15 @@ class TestRates:
         assert (refused.value.retryable, refused.value.retry_after_s) == (False, None)
         assert await verdict(world, limits, ALICE, Estimate(100, 0)) == "ok"
 
+    async def test_an_answer_that_could_be_longer_than_the_limit_takes_all_there_is(self, world: World) -> None:
+        limits = await world.process(key=Allowance(tokens_per_minute=100), tenant=Allowance(tokens_per_minute=5000))
+        run = await begin(world, limits, ALICE, Estimate(30, 500))
+        assert await verdict(world, limits, ALICE, Estimate(1, 0)) == "tokens 600"
+        assert await verdict(world, limits, BOB, Estimate(100, 500)) == "ok"
+        await limits.settle(run, Used(40))
+        assert await verdict(world, limits, ALICE, Estimate(61, 0)) == "tokens 600"
+        assert await verdict(world, limits, ALICE, Estimate(60, 0)) == "ok"
+
     async def test_keys_share_what_their_tenant_has_and_tenants_share_nothing(self, world: World) -> None:
         limits = await world.process(tenant=Allowance(requests_per_minute=2))
         assert [await verdict(world, limits, who) for who in (ALICE, BOB, ALICE, MALLORY, MALLORY, MALLORY)] == [
