@@ -323,3 +323,14 @@ async def test_an_approved_answer_only_where_that_is_allowed(shared: Shared, all
             await here.until(second.id, "APPROVAL_REQUESTED")
             await here.engine.cancel(ACME, second.id)
         await here.events(second.id)
+
+
+async def test_what_a_session_remembers_is_a_part_of_the_question(shared: Shared) -> None:
+    """Also what it was answered from the cache."""
+    remembering = {"m": {**models()["cached"], "memory": {"max_tokens": 1000, "max_turns": 3}}}
+    async with shared.process(remembering) as here:
+        first, second, *others = [
+            (await answered(here, ask(model="m", session_id=session)))[0] for session in ("a", "a", "b", "b", "b")
+        ]
+    assert (first.cached, second.cached) == (None, None)
+    assert [other.cached for other in others] == [Cached(first.id), Cached(second.id), None]
