@@ -94,13 +94,17 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 class Details(msgspec.Struct, frozen=True):
-    """A run with what its ending says: the result of a completed one, the failure or the reason of another."""
+    """A run with what its ending says: the result of a completed one, the failure or the reason of another.
+
+    `progress` is the share of its steps that have finished; 1 is completed, and nothing else is.
+    """
 
     run: Run
     result: str | None = None
     usage: Usage | None = None
     failure: Failure | None = None
     reason: str | None = None
+    progress: float = 0.0
 
     @property
     def cost_nano(self) -> int | None:

@@ -14,8 +14,8 @@ from orchestrator.clock import Clock
 from orchestrator.endings import outcome
 from orchestrator.engine import Details, History, Listing, Session, SessionListing
 from orchestrator.errors import RunNotFound, SessionNotFound
-from orchestrator.events import ENDINGS, Entry
-from orchestrator.runs import Principal, Run, RunFilter, Scope, is_run_id
+from orchestrator.events import ENDINGS, Entry, Event, EventType
+from orchestrator.runs import Principal, Run, RunFilter, RunState, Scope, is_run_id
 from orchestrator.spending.ledger import usage_of
 from orchestrator.spending.report import MOST_ROWS, UsageQuery, UsageReport
 from orchestrator.store.store import SessionRow, Store
@@ -50,7 +50,7 @@ class Records:
         events = [entry.event for entry in await self.kept(run_id)]
         ending = next((event for event in reversed(events) if event.type in ENDINGS), None)
         if ending is None:
-            return Details(run, usage=usage_of(events))
+            return Details(run, usage=usage_of(events), progress=_progress(events))
         payload, found = ending.payload or {}, outcome(ending)
         return Details(
             run=run,
@@ -58,6 +58,7 @@ class Records:
             usage=usage_of(events),
             failure=None if found is None else found.failure,
             reason=None if found is None else found.reason,
+            progress=1.0 if run.state is RunState.COMPLETED else _progress(events),
         )
 
     async def kept(self, run_id: str) -> list[Entry]:
@@ -188,3 +189,13 @@ class Records:
     async def _closed(self, run_id: str) -> bool:
         tail = await self._log.tail(run_id)
         return tail is None or tail.closed
+
+
+_NEARLY = 0.99
+"""All steps have finished, and the run is about to say so."""
+
+
+def _progress(events: Sequence[Event]) -> float:
+    """What the run's plan said last."""
+    told = [event.payload.get("progress") for event in events if event.type == EventType.PROGRESS and event.payload]
+    return min(max((float(one) for one in told if isinstance(one, int | float)), default=0.0), _NEARLY)

@@ -30,6 +30,7 @@ _TAGS = {
     "chat": "OpenAI's chat completions, and resuming them.",
     "models": "What can be asked.",
     "tasks": "Runs by another name: submit, look at, control.",
+    "progress": "How far tasks are, step by step.",
     "streams": "A task's events, live and from any position.",
     "approvals": "Decisions that tasks wait for.",
     "sessions": "Tasks that belong together.",

@@ -22,7 +22,7 @@ from gateway.wire.rest_models import (
 )
 from orchestrator.engine import Approval, ControlState, Details, History, Session, TimelineEvent
 from orchestrator.events import Entry, timestamp
-from orchestrator.runs import Run, RunState
+from orchestrator.runs import Run
 from orchestrator.spending.money import usd
 
 
@@ -54,7 +54,7 @@ def _told(details: Details) -> dict[str, Any]:
         "result": details.result,
         "error": None if failure is None else failure.message,
         "usage": None if usage is None else Usage(**msgspec.to_builtins(usage), cost_usd=_usd(details.cost_nano)),
-        "progress": 1.0 if run.state is RunState.COMPLETED else 0.0,
+        "progress": details.progress,
     }
 
 

@@ -79,7 +79,7 @@ class Task(TaskSummary):
     result: str | None = Field(description="The whole answer of a completed task.")
     error: str | None = Field(description="Why a task failed.")
     usage: Usage | None
-    progress: float = Field(ge=0, le=1, description="1 is completed, and nothing else is.")
+    progress: float = Field(ge=0, le=1, description="The share of its steps that have finished. 1: completed.")
 
 
 class TaskList(Answer):

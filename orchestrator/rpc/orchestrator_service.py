@@ -11,7 +11,7 @@ from orchestrator.rpc.access import Task, TaskRules
 from orchestrator.rpc.edge import Line
 from orchestrator.rpc.status import NotOffered
 from orchestrator.rpc.translate import STATE_OF, STATUS_OF, instant, instant_of, plain, struct_of
-from orchestrator.runs import Principal, Run, RunFilter, RunState
+from orchestrator.runs import Principal, Run, RunFilter
 from orchestrator.spending.money import usd
 from protos import orchestrator_pb2 as pb
 from protos.common_pb2 import STATUS_CODE_OK, ExecutionMetrics, TaskMetadata, TokenUsage
@@ -49,7 +49,7 @@ class OrchestratorService:
         return pb.GetTaskStatusResponse(
             task_id=run.id,
             status=STATUS_OF[run.state],
-            progress=1.0 if run.state is RunState.COMPLETED else 0.0,
+            progress=details.progress,
             result=details.result,
             metrics=self._metrics(details) if request.include_details else None,
             error_message=details.failure.message if details.failure else details.reason,
