@@ -124,7 +124,7 @@ class RedisLimits:
                 raise refusals.too_many_runs(plan.runs[which - 1], quota)
             case b"budgets":
                 raise refusals.spent(plan.budgets[which - 1])
-        return Admitted(quota, _hold(plan, granted))
+        return Admitted(quota, _hold(plan, estimate or _NOTHING, granted))
 
     async def extend(self, run: Run, want: Estimate) -> int:
         args = (self._now_us(), run.id, self._reserved_ms, *_words(want))
@@ -261,8 +261,10 @@ def _quota(plan: Plan, levels: Sequence[int]) -> Quota | None:
     return Quota(nearest.get("requests"), nearest.get("tokens")) if nearest else None
 
 
-def _hold(plan: Plan, granted: int) -> Hold | None:
+def _hold(plan: Plan, estimate: Estimate, granted: int) -> Hold | None:
     if not plan.runs and not plan.counts_tokens:
         return None
     places = tuple(place.key for place in plan.runs)
-    return Hold(places, plan.counts_tokens, granted if plan.budgets else None)
+    if not plan.budgets:
+        return Hold(places, plan.counts_tokens)
+    return Hold(places, plan.counts_tokens, granted, estimate.prompt_tokens)

@@ -93,22 +93,30 @@ class RunPurse:
         }
 
 
+class Admitted(msgspec.Struct, frozen=True):
+    """What admission has paid of a call: so much of its prompt, and of its answer."""
+
+    prompt: int
+    begun: Begun
+
+
 class LimitsPurse:
-    """What the run's key and tenant have left. `first`: how much of the answer admission has paid already, with the prompt."""
+    """What the run's key and tenant have left. `first` is for the first call, if it is the one that admission had in mind."""
 
     exceeded = endings.BUDGET_EXCEEDED
 
-    def __init__(self, limits: Limits, run: Run, first: Begun | None) -> None:
+    def __init__(self, limits: Limits, run: Run, first: Admitted | None) -> None:
         self._limits = limits
         self._run = run
         self._first = first
 
     async def begin(self, prompt: int, wanted: int) -> Begun | None:
         first, self._first = self._first, None
-        if first is not None:
-            return first if first.granted else None
-        granted = await self._ask(prompt, wanted)
-        return Begun(granted, granted if granted < wanted else None) if granted else None
+        if first is not None and prompt <= first.prompt and first.begun.granted:
+            return first.begun
+        paid, have = (0, 0) if first is None else (first.prompt, first.begun.granted)
+        granted = await self._ask(max(prompt - paid, 0), wanted)
+        return Begun(have + granted, have + granted if granted < wanted else None) if granted else None
 
     async def more(self, used: int, wanted: int) -> int:
         return await self._ask(0, wanted) if wanted else 0

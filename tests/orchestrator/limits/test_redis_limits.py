@@ -204,19 +204,19 @@ class TestBudgets:
     async def test_what_is_left_is_given_and_then_nothing(self, world: World) -> None:
         limits = await world.process(key=Allowance(day=Budget(tokens=100)), tenant=Allowance(month=Budget(tokens=150)))
         run = await begin(world, limits, ALICE, Estimate(30, 50))
-        assert run.hold == Hold(reserved=True, output_tokens=50)
+        assert run.hold == Hold(reserved=True, output_tokens=50, prompt_tokens=30)
         assert await limits.extend(run, Estimate(0, 50)) == 20
         assert await limits.extend(run, Estimate(0, 50)) == 0
         assert await verdict(world, limits, ALICE, Estimate(1, 1)) == "insufficient_quota"
         other = await begin(world, limits, BOB, Estimate(49, 100))
-        assert other.hold == Hold(reserved=True, output_tokens=1)
+        assert other.hold == Hold(reserved=True, output_tokens=1, prompt_tokens=49)
 
     async def test_money(self, world: World) -> None:
         """A thousand nano-dollars a token of the prompt, 3000 of the answer; a budget of 100,000."""
         limits = await world.process(key=Allowance(day=Budget(nano=100_000)))
         price = Price(1000, 3000, 100)
         run = await begin(world, limits, ALICE, Estimate(10, 20, price))
-        assert run.hold == Hold(reserved=True, output_tokens=20)
+        assert run.hold == Hold(reserved=True, output_tokens=20, prompt_tokens=10)
         assert await limits.extend(run, Estimate(0, 50, price)) == 10
         assert await verdict(world, limits, ALICE, Estimate(0, 1, price)) == "insufficient_quota"
         await limits.settle(run, Used(40, 70_000))
