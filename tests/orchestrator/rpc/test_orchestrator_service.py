@@ -17,8 +17,8 @@ from orchestrator.engine import Publication, PublishedEvent
 from orchestrator.streamlog.memory import MemoryLog
 from protos import orchestrator_pb2 as pb
 from protos.common_pb2 import STATUS_CODE_OK, TaskMetadata
-from tests.orchestrator.engines import script
-from tests.orchestrator.rpc.conftest import ACME, ALICE, MALLORY, Door
+from tests.orchestrator.engines import MODELS, script
+from tests.orchestrator.rpc.conftest import ACME, ALICE, MALLORY, Door, Open
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -125,6 +125,22 @@ class TestStatus:
         usage = answer.metrics.token_usage
         assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.model) == (3, 2, 5, "demo")
         assert not (await status(door, run_id)).HasField("metrics")
+
+    async def test_a_task_tells_its_cost_and_stops_at_its_budget(self, open_door: Open) -> None:
+        door = await open_door(models={**MODELS, "priced": {**MODELS["demo"], "price": {"input": 2.5, "output": 10}}})
+        request = pb.SubmitTaskRequest(query="/script\nsay 500 words", model="priced", metadata=TaskMetadata(token_budget=100))
+        run_id = (await door.tasks.SubmitTask(request, metadata=ALICE, timeout=20)).task_id
+        await until(door, run_id, "STREAM_END")
+        answer = await status(door, run_id, include_details=True)
+        usage = answer.metrics.token_usage
+        assert answer.status == pb.TASK_STATUS_COMPLETED
+        assert 50 < usage.total_tokens <= 100
+        assert usage.cost_usd == (usage.prompt_tokens * 2500 + usage.completion_tokens * 10_000) / 10**9
+
+    @pytest.mark.parametrize("budget", [-1.0, 0.5, 2.5, float("nan"), float("inf"), 1e30])
+    async def test_what_is_no_budget_is_refused(self, door: Door, budget: float) -> None:
+        request = pb.SubmitTaskRequest(query="x", model="demo", metadata=TaskMetadata(token_budget=budget))
+        assert (await refusal(door.tasks.SubmitTask(request, metadata=ALICE, timeout=20)))[0] is StatusCode.INVALID_ARGUMENT
 
     async def test_of_a_running_a_cancelled_and_a_failed_one(self, door: Door) -> None:
         running = await door.submit("say 1 words; hang")
