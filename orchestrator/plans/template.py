@@ -1,18 +1,20 @@
 """Templates and expressions of plans: Jinja's language, less everything that reaches outside or grows without bound. No I/O.
 
 A template sees `input` (what the user asked last), `messages`, `outputs` (of earlier steps, by name), `context`, `metadata` and
-`session_id`, and nothing else: no attribute of Python's, no macros, imports or assignments. What it makes is bounded in size, and
-so is the number of its loops' rounds, because plans can come with requests. A name that is not there is an error, never a blank.
+`session_id`, and nothing else: no attribute of Python's, no macros, imports or assignments. What it makes is bounded in size, on
+the way there too, and so is the number of its loops' rounds, because plans can come with requests. A name that is not there is an
+error, never a blank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes, pass_context
 from jinja2.exceptions import SecurityError
+from jinja2.filters import do_round, do_tojson, make_attrgetter, sync_do_sum
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -25,6 +27,14 @@ OUTPUTS = "outputs"
 
 MAX_CHARS = 1 << 20
 MAX_ROUNDS = 100_000
+MAX_WORK = 16 * MAX_CHARS
+"""Characters and items that may be made on the way: what a filter gives to the next is not in the result, and is in memory."""
+
+MAX_DEPTH = 64
+"""Python, which templates are compiled to, has a limit of its own, and says so less kindly."""
+
+_MAX_BITS = 4096
+_MAX_DIGITS = 15
 
 _FILTERS = frozenset(
     {"abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "join", "last", "length"}
@@ -37,7 +47,7 @@ _METHODS = frozenset(
 )
 _LOOP = frozenset({"first", "index", "index0", "last", "length", "revindex"})
 _STATEMENTS = (nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Expr, nodes.Helper)
-_ROUNDS = "_rounds"
+_USED = "_used"
 
 
 class TemplateFailed(HeadgateError):
@@ -50,8 +60,16 @@ class TemplateInvalid(ValueError):
     """What is wrong with a template's text. Its words are for whoever wrote it."""
 
 
-class _Rounds:
-    left = MAX_ROUNDS
+class _Used:
+    """What is left of what one template may use."""
+
+    rounds = MAX_ROUNDS
+    work = MAX_WORK
+
+    def make(self, size: int) -> None:
+        self.work -= size
+        if self.work < 0:
+            raise SecurityError("it makes too much on the way")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -60,6 +78,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         allowed = _LOOP if isinstance(obj, LoopContext) else _METHODS
         return attr in allowed and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja would offer `format`, whose widths are as large as one likes."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """A key before a method: an output may be called `items`."""
@@ -71,30 +92,92 @@ class _Environment(ImmutableSandboxedEnvironment):
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" or (not numbers and operator != "+"):
             raise SecurityError(f"'{operator}' is for numbers" if operator != "**" else "there is no '**'")
-        return super().call_binop(context, operator, left, right)
+        if numbers and any(isinstance(side, int) and side.bit_length() > _MAX_BITS for side in (left, right)):
+            raise SecurityError("it reckons with too large a number")
+        return _made(context, super().call_binop(context, operator, left, right))
+
+    def call(self, context: Context, function: Any, *args: Any, **named: Any) -> Any:
+        return _made(context, super().call(context, function, *args, **named))
+
+
+def _made(context: Context, value: Any) -> Any:
+    """`value`, which was just made."""
+    if isinstance(value, Sized):
+        context[_USED].make(len(value))
+    return value
 
 
 @pass_context
 def _bounded(context: Context, values: Iterable[Any]) -> Iterator[Any]:
-    rounds: _Rounds = context[_ROUNDS]
+    used: _Used = context[_USED]
     for value in values:
-        rounds.left -= 1
-        if rounds.left < 0:
+        used.rounds -= 1
+        if used.rounds < 0:
             raise SecurityError(f"its loops take more than {MAX_ROUNDS} rounds")
         yield value
 
 
-def _replace(text: str, old: str, new: str) -> str:
+@pass_context
+def _replace(context: Context, text: str, old: str, new: str) -> str:
     text, old, new = str(text), str(old), str(new)
-    if len(text) + text.count(old) * len(new) > MAX_CHARS:
-        raise SecurityError("it makes too much text")
+    context[_USED].make(len(text) + text.count(old) * len(new))
     return text.replace(old, new)
+
+
+@pass_context
+def _join(context: Context, values: Iterable[Any], between: str = "", attribute: str | int | None = None) -> str:
+    between = str(between)
+    if attribute is not None:
+        values = map(make_attrgetter(context.environment, attribute), values)
+    parts = []
+    for value in values:
+        parts.append(str(value))
+        context[_USED].make(len(parts[-1]) + len(between))
+    return between.join(parts)
+
+
+def _round(value: float, precision: int = 0, method: Literal["common", "ceil", "floor"] = "common") -> float:
+    if abs(precision) > _MAX_DIGITS:
+        raise SecurityError("it rounds to too many digits")
+    return do_round(value, precision, method)
+
+
+@pass_context
+def _sum(context: Context, values: Iterable[Any], attribute: str | int | None = None, start: float = 0) -> Any:
+    if not isinstance(start, int | float):
+        raise SecurityError("'sum' is for numbers")
+    return sync_do_sum(context.environment, values, attribute, start)
+
+
+@pass_context
+def _tojson(context: Context, value: Any) -> Any:
+    return do_tojson(context.eval_ctx, value)
+
+
+def _counted(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, with what it makes counted."""
+    wants = getattr(getattr(filter, "jinja_pass_arg", None), "name", None)
+
+    @pass_context
+    def counted(context: Context, *args: Any, **named: Any) -> Any:
+        first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
+        return _made(context, filter(*([first[wants]] if wants else []), *args, **named))
+
+    return counted
 
 
 def _environment() -> _Environment:
     environment = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters = {name: value for name, value in environment.filters.items() if name in _FILTERS}
-    environment.filters |= {"replace": _replace, "lines": str.splitlines, "_bounded": _bounded}
+    environment.filters |= {
+        "replace": _replace,
+        "join": _join,
+        "round": _round,
+        "sum": _sum,
+        "tojson": _tojson,
+        "lines": str.splitlines,
+    }
+    environment.filters = {name: _counted(filter) for name, filter in environment.filters.items()} | {"_bounded": _bounded}
     environment.globals = {}
     return environment
 
@@ -113,7 +196,7 @@ def render(text: str, names: Mapping[str, Any]) -> str:
     parts: list[str] = []
     size = 0
     try:
-        for part in _ENVIRONMENT.from_string(_parsed(text)).generate({**names, _ROUNDS: _Rounds()}):
+        for part in _ENVIRONMENT.from_string(_parsed(text)).generate({**names, _USED: _Used()}):
             size += len(part)
             if size > MAX_CHARS:
                 raise SecurityError("it makes too much text")
@@ -127,7 +210,7 @@ def evaluate(expression: str, names: Mapping[str, Any]) -> bool:
     """Whether the expression is true. Raises TemplateFailed if it cannot be said."""
     try:
         template = _ENVIRONMENT.from_string(_condition(expression))
-        value = getattr(template.make_module({**names, _ROUNDS: _Rounds()}), "result", None)
+        value = getattr(template.make_module({**names, _USED: _Used()}), "result", None)
         if isinstance(value, Undefined):
             value._fail_with_undefined_error()
         return bool(value)
@@ -145,7 +228,10 @@ def check_expression(text: str) -> frozenset[str]:
     return _references(_condition(text))
 
 
-_MISTAKES = (TemplateError, TemplateInvalid, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+_MISTAKES = (
+    *(TemplateError, TemplateInvalid, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
+    *(AssertionError, MemoryError, SyntaxError),
+)
 """What a template can do wrong while it is filled in."""
 
 
@@ -155,6 +241,8 @@ def _parsed(text: str) -> nodes.Template:
         tree = _ENVIRONMENT.parse(text)
     except TemplateSyntaxError as error:
         raise TemplateInvalid(f"is no template: {error.message}") from None
+    except RecursionError:
+        raise TemplateInvalid("is nested too deeply") from None
     _check(tree)
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = nodes.Filter(loop.iter, "_bounded", [], [], None, None, lineno=loop.lineno)
@@ -167,6 +255,8 @@ def _condition(text: str) -> nodes.Template:
         tree = _ENVIRONMENT._parse("{{" + text + "}}", None, None)
     except TemplateSyntaxError as error:
         raise TemplateInvalid(f"is no expression: {error.message}") from None
+    except RecursionError:
+        raise TemplateInvalid("is nested too deeply") from None
     _check(tree)
     output = tree.body[0] if len(tree.body) == 1 else None
     if not isinstance(output, nodes.Output) or len(output.nodes) != 1:
@@ -178,6 +268,8 @@ def _condition(text: str) -> nodes.Template:
 
 
 def _check(tree: nodes.Template) -> None:
+    if _deeper_than(tree, MAX_DEPTH):
+        raise TemplateInvalid("is nested too deeply")
     for node in tree.find_all(nodes.Node):
         if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
             raise TemplateInvalid(f"uses '{type(node).__name__.lower()}'; only output, if and for are allowed")
@@ -189,6 +281,15 @@ def _check(tree: nodes.Template) -> None:
     for node in tree.find_all(nodes.Name):
         if node.ctx == "load" and node.name not in NAMES and node.name not in bound:
             raise TemplateInvalid(f"names '{node.name}', which there is not (there are {', '.join(sorted(NAMES))})")
+
+
+def _deeper_than(tree: nodes.Node, levels: int) -> bool:
+    level: list[nodes.Node] = [tree]
+    for _ in range(levels):
+        level = [child for node in level for child in node.iter_child_nodes()]
+        if not level:
+            return False
+    return True
 
 
 def _references(tree: nodes.Template) -> frozenset[str]:
