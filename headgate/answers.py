@@ -64,12 +64,13 @@ class TaskSummary(Answer, frozen=True, kw_only=True):
 
 
 class Task(TaskSummary, frozen=True, kw_only=True):
-    """All that is known of a task. `progress` goes from 0 to 1."""
+    """All that is known of a task. `progress` goes from 0 to 1. `cached_from`: the task whose answer and usage these are."""
 
     result: str | None
     error: str | None
     usage: Usage | None
     progress: float
+    cached_from: str | None = None
 
 
 class TaskList(Answer, frozen=True):

@@ -44,7 +44,8 @@ def task(details: Details) -> Task:
 
 
 def session_task(details: Details) -> SessionTask:
-    return SessionTask(**_told(details), total_tokens=details.usage.total_tokens if details.usage else 0)
+    spent = None if details.run.cached is not None else details.usage
+    return SessionTask(**_told(details), total_tokens=spent.total_tokens if spent else 0)
 
 
 def _told(details: Details) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def _told(details: Details) -> dict[str, Any]:
         "result": details.result,
         "error": None if failure is None else failure.message,
         "usage": None if usage is None else Usage(**msgspec.to_builtins(usage), cost_usd=_usd(details.cost_nano)),
+        "cached_from": None if run.cached is None else run.cached.run_id,
         "progress": details.progress,
     }
 

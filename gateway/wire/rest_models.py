@@ -79,6 +79,9 @@ class Task(TaskSummary):
     result: str | None = Field(description="The whole answer of a completed task.")
     error: str | None = Field(description="Why a task failed.")
     usage: Usage | None
+    cached_from: str | None = Field(
+        description="The task whose answer this one gave again, and whose usage that is; it spent nothing itself."
+    )
     progress: float = Field(ge=0, le=1, description="The share of its steps that have finished. 1: completed.")
 
 
@@ -186,7 +189,7 @@ class SessionList(Answer):
 
 
 class SessionTask(Task):
-    total_tokens: int
+    total_tokens: int = Field(description="What it spent.")
 
 
 class SessionHistory(Answer):

@@ -85,6 +85,10 @@ async def test_the_native_doors_show_the_same_events(server: Any) -> None:
     (first, first_events, first_socket), (again, events, socket) = tasks
     assert (found(first), found(again)) == (MISS, HIT)
     assert again.json["status"] == "COMPLETED"
+    names = [answer.json["task_id"] for answer in (first, again)]
+    known = [(await server.ask("GET", f"{TASKS}/{name}", headers=bearer())).json for name in names]
+    assert [task["cached_from"] for task in known] == [None, names[0]]
+    assert known[0]["usage"] == known[1]["usage"]
 
     def seen(message: Any) -> Any:
         return {name: message.get(name) for name in ("type", "agent_id", "message")}

@@ -228,6 +228,7 @@ async def test_a_completed_task_in_full(server: Any, engine: Any) -> None:
         "query": '/script\nsay "Hello world"',
         "session_id": "s-1",
         "model_used": "headgate-demo",
+        "cached_from": None,
         "progress": 1.0,
         "metadata": None,
     }
