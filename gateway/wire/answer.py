@@ -57,6 +57,8 @@ class Answer:
         self.choices: list[Choice] = []
         """All choices so far, by index, without holes: choice 2 is not heard of before 0 and 1."""
         self.usage = Usage()
+        self.streamed = False
+        """The log has deltas. An archived one has none."""
         self._agents = agents
         self._counted = False
         self._finish_reason: str | None = None
@@ -93,6 +95,7 @@ class Answer:
         match event.type:
             case EventType.LLM_PARTIAL:
                 if event.agent_id in self._agents:
+                    self.streamed = True
                     yield from self._partial(event.message, msgspec.convert(payload, payloads.Partial))
             case EventType.LLM_OUTPUT:
                 if (spent := payloads.usage(payload)) is not None:
@@ -133,6 +136,8 @@ class Answer:
     def _rest_of(self, whole: payloads.Whole) -> Iterator[Said]:
         """What the deltas of this call did not say. A finish reason closes the call: the next one adds to the answer."""
         choice = self.choice(whole.index)
+        if whole.offset is not None:
+            choice.begin_at(whole.offset)
         yield from self._partial(
             choice.unsaid("content", whole.message),
             payloads.Partial(
@@ -148,8 +153,9 @@ class Answer:
             choice.close_call(whole.finish_reason)
 
     def _reset(self, reset: payloads.Reset) -> Iterator[Unsaid]:
-        if reset.choice < len(self.choices) and self.choices[reset.choice].reset(reset.offset):
-            yield Unsaid(reset.choice, reset.offset)
+        offset = reset.offset if self.streamed else max(reset.offset, reset.again)
+        if reset.choice < len(self.choices) and self.choices[reset.choice].reset(offset):
+            yield Unsaid(reset.choice, offset)
 
     def _complete(self, payload: Mapping[str, Any]) -> Iterator[Piece]:
         """A run that only has a result answers with it; and a choice without anything in it is the empty text."""

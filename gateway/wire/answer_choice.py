@@ -57,6 +57,14 @@ class Choice:
             self._others[what] += len(text)
         self.spoke = self.spoke or what != "reasoning"
 
+    def begin_at(self, offset: int) -> None:
+        """What this call says begins there, whatever was said since: it was said before, or is said again in part."""
+        self._call_start["content"] = offset
+        if not offset:
+            self._call_start = {"content": 0, "reasoning": 0, "refusal": 0}
+            self.called_tools = self.called_tools or any(index >= 0 for index, _ in self._told)
+            self.called_function = self.called_function or any(index < 0 for index, _ in self._told)
+
     def unsaid(self, what: Text, whole: str | None) -> str | None:
         """The part of this call's `whole` text that its deltas did not say; None if that is nothing."""
         said = self._chars(what) - self._call_start[what]

@@ -41,6 +41,8 @@ class Whole(msgspec.Struct):
     function_call: dict[str, Any] | None = None
     tool_calls: Calls | None = None
     logprobs: dict[str, Any] | None = None
+    offset: Offset | None = None
+    """Where in the answer its text begins. None: after all that was said before the call."""
 
 
 class Choices(msgspec.Struct):
@@ -50,10 +52,14 @@ class Choices(msgspec.Struct):
 
 
 class Reset(msgspec.Struct):
-    """OUTPUT_RESET: the text of `choice` after `offset` characters is unsaid; at 0 everything else it said is too."""
+    """OUTPUT_RESET: the text of `choice` after `offset` characters is unsaid; at 0 everything else it said is too.
+
+    `again`: so many characters, with all that was said beside them, are unsaid only to be said again as they were.
+    """
 
     offset: Offset
     choice: ChoiceIndex = 0
+    again: Offset = 0
 
 
 class Spent(msgspec.Struct):
@@ -71,9 +77,11 @@ class Result(msgspec.Struct):
 
 def wholes(message: str | None, payload: Mapping[str, Any]) -> list[Whole]:
     """All choices of an LLM_OUTPUT; its `message` is the text of choice 0."""
-    if listed := msgspec.convert(payload, Choices).choices:
-        return listed
     whole = msgspec.convert(payload, Whole)
+    if listed := msgspec.convert(payload, Choices).choices:
+        for choice in listed:
+            choice.offset = whole.offset
+        return listed
     whole.index, whole.message = 0, message
     return [whole]
 

@@ -184,6 +184,6 @@ class ChatEncoder:
         self._plain = None
 
     def _find_plain(self) -> None:
-        simple = not (self._options.stream_ids or self._options.include_obfuscation)
+        simple = self._answer.streamed and not (self._options.stream_ids or self._options.include_obfuscation)
         if simple and self._opened and self._answer.choices and self._answer.choices[0].spoke and self._resume.reached:
             self._plain = self._answer.choices[0]

@@ -283,6 +283,8 @@ class Conversation:
         self.usage = call.usage if self.usage is None else self.usage.plus(call.usage)
         told = not aborted or final
         said = spoken.output() if told else {}
+        if told and self._speech.offset is not None:
+            said["offset"] = self._speech.offset
         if not aborted and call.own is not None and (calls := call.own.calls()):
             said["server_tool_calls"] = [own_call.logged(self._tools.redactor) for own_call in calls]
         payload = call.output(self._model, said, call.usage, self._clock.time(), aborted=aborted)

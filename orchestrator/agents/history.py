@@ -27,8 +27,8 @@ _OF_TOOLS = RESULTS | {EventType.TOOL_INVOKED}
 class Past(msgspec.Struct, frozen=True):
     """What one agent has said in a run so far, and how far it came in one visit.
 
-    `transcript` is everything that readers have of it, of earlier visits too; `anew`: an earlier visit was complete, so this one
-    does not go on from there.
+    `transcript` is everything that readers have of it, of earlier visits too; `anew`: an earlier visit was complete, or a turn of
+    it was, so this one does not go on from there.
 
     `turns` are those that ended in calls of our tools, with the results that the log has; `current` is what was said since.
 
@@ -72,7 +72,7 @@ async def past(log: Log, run_id: str, agent_id: str, visit: int = 1) -> Past:
     lost = now[now.index(last) + 1 :] if last is not None else now
     return Past(
         transcript=Transcript.of(said),
-        anew=any(event.type == EventType.AGENT_COMPLETED for event in earlier),
+        anew=any(event.type == EventType.AGENT_COMPLETED or _ends_turn(event) for event in earlier),
         turns=turns,
         current=Transcript.of(current) if turns else None,
         attempts=starts,
@@ -119,6 +119,10 @@ def _turns(said: Sequence[Event]) -> tuple[list[Turn], list[Event]]:
         else:
             since.append(event)
     return turns, since
+
+
+def _ends_turn(event: Event) -> bool:
+    return event.type == EventType.LLM_OUTPUT and goes_on(_payload(event))
 
 
 def _is_final(output: Event) -> bool:

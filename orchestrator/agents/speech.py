@@ -7,6 +7,7 @@ that is the first, they are one and the same, so that a plain answer is gathered
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from orchestrator.agents.call import UpstreamCall
 from orchestrator.agents.history import Past
@@ -56,11 +57,16 @@ class Speech:
         return self._turn if self.turns else self.sent
 
     @property
+    def offset(self) -> int | None:
+        """Where in the answer the turn's text begins, unless it simply follows what was said: readers of `LLM_OUTPUT` need it."""
+        return sum(len(turn.text) for turn in self.turns) if self.turns or self._anew else None
+
+    @property
     def plain(self) -> bool:
         """Whether that is text alone, with nothing before it that was unsaid: what an upstream can be asked to continue."""
         if self._anew or not self.spoken.plain:
             return False
-        return not self.turns or self.spoken.text == self.sent.text[sum(len(turn.text) for turn in self.turns) :]
+        return not self.turns or self.spoken.text == self.sent.text[self.offset :]
 
     def listen(self, *, continued: bool) -> None:
         """A call begins to be answered: it goes on from what was said, or else says the turn again."""
@@ -124,12 +130,14 @@ class Speech:
         if type(part) is Delta:
             return Event(_PARTIAL, at, self._voice.agent_id, part.content, payload_of(part))
         assert isinstance(part, Reset)
-        payload = {
+        payload: dict[str, Any] = {
             "offset": part.offset,
             "reason": "the answer was generated again and differs",
             "attempt": self._attempt,
             **({"choice": part.choice} if part.choice else {}),
         }
+        if self.turns and not part.offset:
+            payload["again"] = self.offset
         return Event(EventType.OUTPUT_RESET, at, self._voice.agent_id, payload=payload)
 
     def _note(self, piece: Piece, call: UpstreamCall) -> None:

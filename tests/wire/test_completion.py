@@ -162,3 +162,37 @@ def test_it_has_not_ended_before_the_ending() -> None:
     fold = CompletionFold(run())
     fold.feed(plain().entries[:-2])
     assert not fold.ended
+
+
+@pytest.mark.parametrize(
+    ("book", "text"),
+    [
+        (LogBook().text("one ").output("one ", finish="tool_calls").text("two").output("two", offset=4), "one two"),
+        (
+            LogBook().text("one ").output("one ", finish="tool_calls").text("x").reset(4).text("two").output("two", offset=4),
+            "one two",
+        ),
+        (
+            LogBook().text("one ").output("one ", finish="tool_calls").text("x").reset(0, again=4).text("one ", "two")
+            .output("two", offset=4),
+            "one two",
+        ),
+        (LogBook().text("one two").output("one two").output("one two", offset=0), "one two"),
+        (LogBook().text("one two").output("one two").reset(4).text("three").output("one three", offset=0), "one three"),
+        (LogBook().text("one two").output("one two").reset(0).text("three").output("three", offset=0), "three"),
+        (
+            LogBook().text("one ").output("one ", finish="tool_calls").text("two").output("two", finish=None, offset=4)
+            .output("one ", finish="tool_calls", offset=0).reset(4).text("three").output("three", offset=4),
+            "one three",
+        ),
+    ],
+    ids=["turns", "turn-differs", "turns-again", "visit-repeats", "visit-differs", "visit-differs-at-once", "visit-of-turns"],
+)  # fmt: skip
+def test_an_answer_said_in_turns_or_twice_reads_the_same_with_and_without_its_deltas(book: LogBook, text: str) -> None:
+    """Agents with tools say an answer in turns, agents of repeated steps say theirs again. The output of each call was once taken
+    for text that follows all that was there, so that "one two" became "one threehree"."""
+    book.completed(text)
+    for entries in (book.entries, book.archived()):
+        fold = CompletionFold(run())
+        fold.feed(entries)
+        assert fold.object()["choices"][0]["message"]["content"] == text

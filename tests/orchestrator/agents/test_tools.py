@@ -10,6 +10,7 @@ import pytest
 
 import headgate
 from orchestrator.agents.job import Stop
+from orchestrator.agents.transcript import Transcript
 from orchestrator.events import Event, EventType
 from orchestrator.runs import RunState
 from orchestrator.tools.registry import Tools
@@ -375,6 +376,25 @@ async def test_a_turn_generated_again_fits_onto_the_turns_before_it(world: World
     assert reset is not None
     assert reset["offset"] == len("one two ")
     assert [event.message for event in events if event.type == EventType.LLM_OUTPUT] == ["one ", None, "two four"]
+
+
+async def test_a_turn_that_thinks_again_and_differs_says_all_turns_again(world: World) -> None:
+    """Only the end of a text can be unsaid by itself. Where the reasoning differs everything is, and is said once more."""
+    world.tools.register("add", add)
+    job = await world.job(
+        'reason "Hm. "; say "one "; call add {"a": 1, "b": 2}; '
+        'then; twice reason "A"; twice say "x"; twice cut; reason "B"; say "two"',
+        tools=("add",),
+        on_cut="regenerate",
+    )
+    result = await world.work(job)
+    events = await world.events(job.run.id)
+    assert result.state is RunState.COMPLETED
+    assert said(events) == "one two"
+    transcript = Transcript.of(event for event in events if event.agent_id == "agent")
+    assert (transcript.text, "".join(transcript.choices[0].reasoning)) == ("one two", "Hm. B")
+    outputs_said = [(event.message, (event.payload or {}).get("reasoning")) for event in events if event.type == "LLM_OUTPUT"]
+    assert outputs_said == [("one ", "Hm. "), (None, None), ("two", "B")]
 
 
 async def test_a_call_that_was_cut_while_it_was_written_is_written_again(world: World) -> None:

@@ -170,3 +170,41 @@ async def test_a_pause_waits_for_what_must_not_be_repeated(world: World) -> None
     result = await world.work(second(job))
     assert result.state is RunState.COMPLETED
     assert said(await world.events(job.run.id)) == "Thanks."
+
+
+LONG = (
+    'rate 300/s; reason "Hm. "; say "One two. "; call quick; then; rate 300/s; reason "So. "; say "Three four. "; call quick; '
+    'then; rate 300/s; say "Five six."'
+)
+
+
+@pytest.mark.parametrize("policy", ["continue", "regenerate"])
+async def test_wherever_an_attempt_is_lost_the_answer_is_the_same(world: World, policy: str) -> None:
+    """P7: after every event of a run with two turns of tools, and each turn's reasoning is said once."""
+    slow = Slow(idempotent=True)
+    world.tools.register("quick", slow.tools["quick"])
+    whole = await world.job(LONG, tools=("quick",), on_cut=policy)
+    await world.work(whole)
+    count = len(await world.events(whole.run.id))
+    lost = 0
+    for place in range(2, count - 3):
+        job = await world.job(LONG, tools=("quick",), on_cut=policy)
+        work = asyncio.create_task(world.work(job))
+        await world.until(job.run.id, count=place)
+        work.cancel()
+        await asyncio.wait([work])
+        world.lapse()
+        if isinstance(work.exception(), Interrupted):
+            lost += 1
+            assert (await world.another().work(second(job))).state is RunState.COMPLETED
+        events = await world.events(job.run.id)
+        assert said(events) == "One two. Three four. Five six.", place
+        reasoning = [(event.payload or {}).get("reasoning", "") for event in events if event.type == "LLM_PARTIAL"]
+        assert "".join(reasoning) == "Hm. So. ", place
+        assert [event.message for event in events if event.type == "LLM_OUTPUT" and event.message is not None] == [
+            "One two. ",
+            "Three four. ",
+            "Five six.",
+        ], place
+        assert types(events).count("TOOL_OBSERVATION") == 2, place
+    assert lost > count // 2, "the attempts were not lost, so nothing was shown"

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.agents.desk import Desk
 from orchestrator.agents.job import Job
 from orchestrator.clock import SystemClock
-from orchestrator.events import Event, EventType, encode
+from orchestrator.events import Entry, Event, EventType, encode
 from orchestrator.limits.limits import Unlimited
 from orchestrator.metrics import NoMetrics
 from orchestrator.plans.interpreter import StepResult
@@ -91,12 +91,12 @@ class World:
         """All that the log holds."""
         return [entry.event for entry in await self.log.read(run_id, 0, 100_000)]
 
-    async def until(self, run_id: str, event_type: str, count: int = 1) -> None:
-        """Until the run has said so many events of this type."""
+    async def until(self, run_id: str, event_type: str | None = None, count: int = 1) -> None:
+        """Until the run has said so many events of this type, or of any."""
         async with asyncio.timeout(WAIT_S), self.fanout.subscribe(run_id, Position(0)) as cursor:
             while count > 0:
                 for item in await cursor.next(WAIT_S):
-                    count -= getattr(item, "event", None) is not None and item.event.type == event_type  # type: ignore[union-attr]
+                    count -= isinstance(item, Entry) and event_type in (None, item.event.type)
 
     async def close(self) -> None:
         await self.fanout.close()
