@@ -202,14 +202,16 @@ class LocalEngine:
         )
         counts = self._limits.counts_tokens(principal)
         wants = await estimate(self._tokens, submission, resolved) if counts else None
-        admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=submission.idempotency is not None)
+        shared = submission.idempotency is not None
+        admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=shared)
         run = msgspec.structs.replace(run, hold=admitted.hold)
         try:
             begun = await self._answer(run, request, started, submission, entry)
         except LogExists:
             raise  # whoever opened it holds what it was admitted with, which is the same
         except BaseException:
-            self._limits.cancel(run)
+            if not shared:  # another may have begun the very run meanwhile
+                self._limits.cancel(run)
             raise
         if begun.cached is not None:
             self._limits.cancel(run)

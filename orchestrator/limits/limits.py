@@ -22,7 +22,8 @@ from orchestrator.limits.quota import Hold, Quota
 from orchestrator.runs import Principal, Run
 from orchestrator.spending.money import Price
 
-LAPSE_S = 30.0
+LAPSE_S = 28.0
+"""Thirty seconds after a crash whoever waits for a place has it."""
 RESERVED_S = 3600.0
 
 

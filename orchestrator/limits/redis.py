@@ -111,8 +111,11 @@ class RedisLimits:
         )
         try:
             refused, which, wait_ms, granted, *levels = await self._ask(self._admit, plan.stem, run_id, args)
-        except Unavailable as error:
-            self._take_back(plan.stem, run_id, [place.key for place in plan.runs])
+        except (Unavailable, asyncio.CancelledError) as error:
+            if not may_repeat:  # otherwise what would be taken back may be another's
+                self._take_back(plan.stem, run_id, [place.key for place in plan.runs])
+            if not isinstance(error, Unavailable):
+                raise
             if self._open:
                 return ADMITTED
             raise LimitsUnavailable(retry_after_s=1.0) from error

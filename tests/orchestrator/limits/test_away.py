@@ -6,17 +6,17 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 
-from orchestrator.errors import HeadgateError, LimitsUnavailable
-from orchestrator.limits.limits import ADMITTED
+from orchestrator.errors import HeadgateError, LimitsUnavailable, RateLimited
+from orchestrator.limits.limits import ADMITTED, Estimate
 from orchestrator.limits.plan import Policy
-from orchestrator.limits.quota import Allowance
+from orchestrator.limits.quota import Allowance, Budget
 from orchestrator.limits.redis import RedisLimits
-from orchestrator.runs import Principal
+from orchestrator.runs import Principal, Run
 from orchestrator.streamlog.redis import RedisLog
 from tests.orchestrator.engines import ACME, an_engine, script
 from tests.orchestrator.limits.conftest import DAY_MS, World
@@ -25,6 +25,8 @@ from tests.orchestrator.streamlog.conftest import Proxy
 pytestmark = pytest.mark.local
 
 ALICE = Principal("acme", "alice")
+Answer = TypeVar("Answer")
+
 _prefixes = itertools.count(1)
 
 
@@ -46,6 +48,16 @@ async def timed(work: Any) -> tuple[Any, float]:
     return outcome, time.perf_counter() - began
 
 
+async def insist(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Ask until there is an answer."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await ask()
+            except LimitsUnavailable:
+                continue
+
+
 async def test_closed_refuses_soon_and_takes_back_what_may_have_been_given(world: World, proxy: Proxy) -> None:
     limits = await world.process(url=proxy.url, key=Allowance(runs=1))
     proxy.reply_delay_s = 1.0
@@ -53,14 +65,28 @@ async def test_closed_refuses_soon_and_takes_back_what_may_have_been_given(world
     assert {outcome for outcome, _ in answers} == {LimitsUnavailable.code}
     assert max(seconds for _, seconds in answers) <= 1.0
     proxy.reply_delay_s = 0.0
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                admitted = await limits.admit(ALICE, world.run_id(), DAY_MS, None)
-                break
-            except LimitsUnavailable:
-                continue
+    admitted = await insist(lambda: limits.admit(ALICE, world.run_id(), DAY_MS, None))
     assert admitted.hold is not None
+
+
+async def test_a_repetition_that_was_not_answered_in_time_takes_nothing_from_the_first(world: World, proxy: Proxy) -> None:
+    """Two callers with one idempotency key. Had the second one taken back what it was not told of, the first one's run would have
+    lost its place and its budget.
+    """
+    policy = {"key": Allowance(runs=1, day=Budget(1000))}
+    here, there = await world.process(**policy), await world.process(url=proxy.url, **policy)
+    run_id = world.run_id()
+    first = await here.admit(ALICE, run_id, DAY_MS, Estimate(10, 10), may_repeat=True)
+    unknown = Run(world.run_id(), "acme", "m", ("agent",), DAY_MS)
+    await there.extend(unknown, Estimate(0, 1))
+    proxy.reply_delay_s = 1.0
+    with pytest.raises(LimitsUnavailable):
+        await there.admit(ALICE, run_id, DAY_MS, Estimate(10, 10), may_repeat=True)
+    proxy.reply_delay_s = 0.0
+    await insist(lambda: there.extend(unknown, Estimate(0, 1)))  # whatever was sent before has arrived
+    with pytest.raises(RateLimited):
+        await here.admit(ALICE, world.run_id(), DAY_MS, None)
+    assert await here.extend(Run(run_id, "acme", "m", ("agent",), DAY_MS, hold=first.hold), Estimate(0, 10)) == 10
 
 
 @pytest.mark.parametrize("fault", ["slow", "away"])

@@ -175,7 +175,7 @@ class TestRuns:
         kept, _ = await begin(world, limits), await begin(world, limits)
         world.clock.pass_s(20)
         await limits.renew([kept])
-        world.clock.pass_s(9.999)
+        world.clock.pass_s(7.999)
         assert await verdict(world, limits) == "runs 1000"
         world.clock.pass_s(0.001)
         assert [await verdict(world, limits) for _ in range(2)] == ["ok", "runs 1000"]

@@ -54,7 +54,7 @@ async def test_processes_together_let_in_no_more_than_one_would(redis_url: str) 
 
 
 async def test_what_a_killed_process_held_comes_back(redis_url: str) -> None:
-    """Its lease is a second here, and thirty seconds where nobody says otherwise."""
+    """Its lease is a second here, and nearly thirty where nobody says otherwise."""
     prefix = f"replicas{next(_prefixes)}"
     connection = Connection(Address(redis_url))
     connection.start()
