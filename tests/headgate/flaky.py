@@ -81,6 +81,7 @@ class FlakyServer:
         app.router.add_get("/api/v1/stream/sse", self.sse)
         app.router.add_get("/api/v1/stream/ws", self.ws)
         app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/api/v1/usage", self.usage)
         return app
 
     @web.middleware
@@ -105,6 +106,15 @@ class FlakyServer:
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "headgate-demo"}, {"id": "other"}]})
+
+    async def usage(self, request: web.Request) -> web.Response:
+        total = {"runs": 3, "prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30, "cached_tokens": 0}
+        total |= {"cost_usd": 0.000225, "cost_nano_usd": 225_000}
+        groups = [
+            {**total, "runs": 2, "key_id": "alice", "model": None, "day": "2026-11-19"},
+            {**total, "runs": 1, "key_id": "bob", "model": None, "day": "2026-11-20", "cost_usd": None, "cost_nano_usd": None},
+        ]
+        return web.json_response({"from": "2026-11-01", "to": "2026-11-20", "as_of": AT, "groups": groups, "total": total})
 
     async def sse(self, request: web.Request) -> web.StreamResponse:
         act, parts = self._next(request)

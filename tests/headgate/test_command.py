@@ -9,7 +9,7 @@ import sys
 from aiohttp.test_utils import unused_port
 
 from headgate import __version__
-from tests.headgate.flaky import EVENTS, MS, RUN, FlakyServer, cut_after, event, hang, serving
+from tests.headgate.flaky import AT, EVENTS, MS, RUN, FlakyServer, cut_after, event, hang, serving
 
 FAILED = event(3, "WORKFLOW_FAILED", payload={"error": {"code": "upstream_cut", "message": "The upstream went away."}})
 
@@ -78,6 +78,26 @@ async def test_a_failure_is_told_after_what_was_said() -> None:
 async def test_models() -> None:
     async with serving(FlakyServer()) as url:
         assert await headgate("models", "--url", url) == (0, "headgate-demo\nother\n", "")
+
+
+async def test_usage_is_a_table_for_people_and_what_the_server_says_for_programs() -> None:
+    server = FlakyServer()
+    asked = ["usage", "--from", "2026-11-01", "--to", "2026-11-20", "--by", "key,day"]
+    async with serving(server) as url:
+        assert await headgate(*asked, "--url", url) == (
+            0,
+            "DAY         KEY    MODEL  RUNS  PROMPT  ANSWER  USD\n"
+            "2026-11-19  alice         2     10      20      0.000225\n"
+            "2026-11-20  bob           1     10      20\n"
+            "                   total  3     10      20      0.000225\n",
+            f"2026-11-01 to 2026-11-20, as of {AT}\n",
+        )
+        code, out, err = await headgate("usage", "--url", url, "--json")
+        assert (code, json.loads(out)["total"]["cost_nano_usd"], json.loads(out)["from"], err) == (0, 225_000, "2026-11-01", "")
+        assert (await headgate("usage", "--from", "yesterday", "--url", url))[0] == 2
+        assert (await headgate("usage", "--by", "tenant", "--url", url))[0] == 2
+    paths = [path for _, path in server.requests]
+    assert paths == ["/api/v1/usage?from=2026-11-01&to=2026-11-20&group_by=key,day", "/api/v1/usage"]
 
 
 async def test_ctrl_c_cancels_the_task() -> None:
