@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from functools import reduce
 from typing import Any
 
@@ -14,7 +15,7 @@ from orchestrator.agents.transcript import Transcript
 from orchestrator.agents.turn import RESULTS, Turn
 from orchestrator.endings import failed_state, outcome
 from orchestrator.errors import Failure
-from orchestrator.events import Entry, Event, EventType
+from orchestrator.events import Event, EventType
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import Outcome, RunState
 from orchestrator.streamlog.log import Log
@@ -54,16 +55,15 @@ class Past(msgspec.Struct, frozen=True):
 async def past(log: Log, run_id: str, agent_id: str, visit: int = 1) -> Past:
     """Read the run's log for what this agent said. Visits count its beginnings from 1."""
     said: list[Event] = []
-    resumed, begun_ms = False, None
-    async for entry in _entries(log, run_id):
-        event = entry.event
+    resumed, begun_ms = False, None  # by the clocks of those who spoke, as whoever goes on has one too; the log's may be off
+    async for event in _events(log, run_id):
         if event.agent_id == agent_id:
             said.append(event)
             resumed = False
-            begun_ms = entry.ms if begun_ms is None or event.type == EventType.AGENT_STARTED else begun_ms
+            begun_ms = _ms(event) if begun_ms is None or event.type == EventType.AGENT_STARTED else begun_ms
         elif event.type == EventType.WORKFLOW_RESUMED:
             resumed = True
-            begun_ms = begun_ms and entry.ms
+            begun_ms = begun_ms and _ms(event)
     earlier, now = _visit(said, visit)
     starts = sum(event.type in (EventType.AGENT_STARTED, EventType.AGENT_RETRYING) for event in now)
     outputs = [event for event in now if event.type == EventType.LLM_OUTPUT]
@@ -152,9 +152,13 @@ def _payload(event: Event) -> dict[str, Any]:
     return event.payload or {}
 
 
-async def _entries(log: Log, run_id: str) -> AsyncIterator[Entry]:
+def _ms(event: Event) -> int:
+    return round(datetime.fromisoformat(event.timestamp).timestamp() * 1000)
+
+
+async def _events(log: Log, run_id: str) -> AsyncIterator[Event]:
     seq = 0
     while entries := await log.read(run_id, seq, _PAGE):
         seq = entries[-1].seq
         for entry in entries:
-            yield entry
+            yield entry.event

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from orchestrator.agents.job import Interrupted, Job, Stop
-from orchestrator.events import Event, encode
+from orchestrator.events import Event, encode, timestamp
 from orchestrator.runs import RunState
 from tests.orchestrator.agents.world import World, said, types
 
@@ -62,7 +62,8 @@ async def test_the_time_of_a_step_is_that_of_all_its_attempts(world: World, resu
     await abandoned(world, job, 3)
     world.clock.ahead_s = 0.0
     if resumed:
-        await world.log.append(job.run.id, "control", 1, 0, [encode(Event("WORKFLOW_RESUMED", "2026-01-01T00:00:00.000Z"))])
+        now = timestamp(int(world.clock.time() * 1000))
+        await world.log.append(job.run.id, "control", 1, 0, [encode(Event("WORKFLOW_RESUMED", now))])
     result = await world.another().work(second(job))
     assert result.state is (RunState.COMPLETED if resumed else RunState.TIMEOUT)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from orchestrator.agents.desk import Desk
 from orchestrator.agents.job import Job
-from orchestrator.clock import SystemClock
 from orchestrator.events import Entry, Event, EventType, encode
 from orchestrator.limits.limits import Unlimited
 from orchestrator.metrics import NoMetrics
@@ -57,7 +56,7 @@ class World:
             router=router or Router({"demo": self.upstream}),
             tokens=TOKENIZER,
             metrics=NoMetrics(),
-            clock=SystemClock(),
+            clock=self.clock,
             spending=Spending(self.log, Unlimited(), TOKENIZER),
         )
 
