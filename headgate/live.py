@@ -21,6 +21,8 @@ _TOLD_ELSEWHERE = ENDINGS | {
 }
 """What is the answer itself, or its frame."""
 
+_ARGUMENTS_CHARS = 80
+
 
 class LivePrinter:
     """Writes the first choice of what the answering agent says to `out`; on a terminal its reasoning too; at the end, tool calls.
@@ -140,10 +142,12 @@ def words(event: Event, answering: Collection[str]) -> str | None:
         case EventType.AGENT_RETRYING:
             return f"{who} tries again: {payload.get('error') or event.message}"
         case EventType.TOOL_INVOKED:
-            return f"{who} calls {payload.get('tool') or event.message}"
+            return f"{who} calls {payload.get('tool') or event.message}{_arguments(payload.get('params'))}"
         case EventType.TOOL_OBSERVATION:
             outcome = "failed" if payload.get("success") is False else "answered"
             return f"{payload.get('tool') or 'the tool'} {outcome}"
+        case EventType.TOOL_ERROR if payload.get("tool"):
+            return f"{payload['tool']} failed: {event.message or payload.get('code')}"
         case EventType.PROGRESS:
             return _progress(event.message or payload.get("message"), payload)
         case EventType.APPROVAL_REQUESTED:
@@ -157,6 +161,14 @@ def words(event: Event, answering: Collection[str]) -> str | None:
             if type.startswith("AGENT_"):
                 what = f"{who}{what.removeprefix('agent')}"
             return f"{what}: {said}" if said else what
+
+
+def _arguments(params: object) -> str:
+    """The beginning of what a tool is called with."""
+    if not isinstance(params, dict) or not params:
+        return ""
+    told = ", ".join(f"{name}={value!r}" for name, value in params.items())
+    return f"({told if len(told) <= _ARGUMENTS_CHARS else told[:_ARGUMENTS_CHARS] + ' …'})"
 
 
 def _progress(message: str | None, payload: dict[str, Any]) -> str:

@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 30.0
+_STEADY_S = 10.0
+"""A connection that lasts so long was a good one."""
+
 _STOP_S = 10.0
 _MOST_PAGES = 100
 _SAID = 500
@@ -64,7 +67,7 @@ class McpServer:
             if left:
                 _log.warning("the MCP server %s does not let go", self.name)
                 task.cancel()
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=_STOP_S)
 
     async def tools(self) -> Sequence[McpTool]:
         """What it offers, or offered when it was last there. Raises ToolUnavailable."""
@@ -79,11 +82,16 @@ class McpServer:
             return await client.call_tool(tool, arguments)
         except MCPError as error:
             if error.code == types.CONNECTION_CLOSED or error.message == _SESSION_LOST:
-                self._over.set()
+                self._give_up(client)
                 raise ToolUnavailable(f"The MCP server {self.name} went away during the call.") from None
             raise CallFailed(f"The MCP server {self.name} refused the call: {self._clean(error)}") from None
         except (RuntimeError, ValidationError) as error:  # how the library says that a result breaks the protocol or its schema
             raise ToolBroken(f"The MCP server {self.name} gave an answer that it did not promise: {self._clean(error)}") from None
+
+    def _give_up(self, client: Client) -> None:
+        """This connection is over. There may be another one already."""
+        if self._link is not None and self._link.done() and self._link.result() is client:
+            self._over.set()
 
     async def _client(self) -> Client:
         """The connection. Waits while it is being made; raises ToolUnavailable where it cannot be had."""
@@ -99,7 +107,8 @@ class McpServer:
         return link
 
     async def _keep(self, link: asyncio.Future[Client | ToolUnavailable]) -> None:
-        """Connect, and connect again, with growing pauses as long as that fails."""
+        """Connect, and connect again, with growing pauses as long as no connection lasts."""
+        loop = asyncio.get_running_loop()
         delay_s = _FIRST_DELAY_S
         while not self._stopping:
             self._over.clear()
@@ -110,10 +119,14 @@ class McpServer:
                         client = await stack.enter_async_context(await self._connection(stack))
                         self._tools = await self._listed(client)
                     _log.info("the MCP server %s offers %d tools", self.name, len(self._tools))
-                    delay_s = _FIRST_DELAY_S
                     link.set_result(client)
-                    await self._over.wait()
-                    self._link = link = asyncio.get_running_loop().create_future()
+                    connected_at = loop.time()
+                    try:
+                        await self._over.wait()
+                    finally:
+                        self._link = link = loop.create_future()
+                        if loop.time() - connected_at >= _STEADY_S:
+                            delay_s = _FIRST_DELAY_S
             except TimeoutError:
                 why = f"it was not ready after {self._config.connect_timeout_s:g} s"
             except Exception as error:  # noqa: BLE001 - a server's trouble, whatever it is, ends here
@@ -121,12 +134,10 @@ class McpServer:
             if self._stopping:
                 break
             _log.warning("the MCP server %s is away: %s", self.name, why)
-            if link.done():
-                self._link = link = asyncio.get_running_loop().create_future()
             link.set_result(ToolUnavailable(f"The MCP server {self.name} is away: {why}"))
             await self._pause(delay_s)
             delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
-            self._link = link = asyncio.get_running_loop().create_future()
+            self._link = link = loop.create_future()
         if not link.done():
             link.set_result(ToolUnavailable(f"The MCP server {self.name} was stopped."))
 

@@ -114,7 +114,13 @@ def test_an_ending_that_is_none_has_no_summary() -> None:
         (("AGENT_THINKING", "critic", "about it"), "critic thinking: about it"),
         (("AGENT_RETRYING", "writer", None, {"error": "upstream_cut"}), "writer tries again: upstream_cut"),
         (("TOOL_INVOKED", "writer", None, {"tool": "get_weather"}), "writer calls get_weather"),
+        (
+            ("TOOL_INVOKED", "writer", None, {"tool": "f", "params": {"city": "Paris", "n": 1}}),
+            "writer calls f(city='Paris', n=1)",
+        ),
+        (("TOOL_INVOKED", "writer", None, {"tool": "f", "params": {"a": "x" * 99}}), f"writer calls f(a='{'x' * 77} …)"),
         (("TOOL_OBSERVATION", "writer", None, {"tool": "get_weather", "success": False}), "get_weather failed"),
+        (("TOOL_ERROR", "writer", "It hangs.", {"tool": "get_weather", "code": "tool_timeout"}), "get_weather failed: It hangs."),
         (("TOOL_OBSERVATION", "writer", None, {"tool": "get_weather", "success": True}), "get_weather answered"),
         (("PROGRESS", None, "halfway", {"progress": 0.5}), "50% halfway"),
         (("PROGRESS", None, None, {"progress": 0.25, "step_name": "draft", "status": "completed"}), "25% draft completed"),
