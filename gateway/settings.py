@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -48,10 +49,7 @@ from orchestrator.upstreams.config import OpenAIConfig, UpstreamConfig
 
 KIB, MIB = 1024, 1024 * 1024
 
-DEMO: Mapping[str, Any] = {
-    "upstreams": {"demo": {"kind": "scripted"}},
-    "models": {"headgate-demo": {"plan": {"agent": {"upstream": "demo"}}}},
-}
+DEMO: Mapping[str, Any] = parse_yaml(files("gateway").joinpath("demo.yaml").read_text("utf-8"), "demo.yaml")
 """What is served when nobody names an upstream or a model."""
 
 

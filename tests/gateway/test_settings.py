@@ -50,7 +50,7 @@ class TestDefaults:
         text = re.sub(r"(?m)^  (keys: \[\]|jwt:  |temporal: embedded).*\n", "", text)
         settings = load(write(tmp_path, text), environ={})
         assert list(settings.upstreams) == ["demo", "ollama", "vllm", "openai"]
-        assert list(settings.models) == ["headgate-demo", "local/*", "support", "*"]
+        assert list(settings.models) == ["headgate-demo", "headgate-research", "headgate-review", "local/*", "support", "*"]
         assert list(settings.tools) == ["weather", "files", "search"]
         assert isinstance(settings.backends.temporal, TemporalAddress)
         assert settings.auth.keys[0].name == "alice"
