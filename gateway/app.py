@@ -38,6 +38,7 @@ from gateway.routes.chat import ChatRoutes
 from gateway.routes.docs import DocsRoutes
 from gateway.routes.health import HealthRoutes
 from gateway.routes.internal import InternalRoutes
+from gateway.routes.keys import KeyRoutes
 from gateway.routes.models import ModelRoutes
 from gateway.routes.openapi import OpenApiRoutes
 from gateway.routes.progress import ProgressRoutes
@@ -159,6 +160,7 @@ async def gateway(
             *ProgressRoutes(settings, engine, drain, departures, metrics, new_session_id).routes(),
             *streams,
             *TicketRoutes(engine, tickets).routes(),
+            *KeyRoutes(engine, keys, time.time, secrets.token_bytes).routes(),
             *HealthRoutes(engine, drain, metrics).routes(),
             *DocsRoutes().routes(),
         ]

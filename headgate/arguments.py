@@ -10,10 +10,15 @@ from datetime import date
 from pathlib import Path
 
 from headgate import __version__
+from orchestrator.runs import Scope
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 _STATES = ("QUEUED", "RUNNING", "PAUSED", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+_KEY_NAME = r"[A-Za-z0-9_.@ -]{1,64}"
+_TENANT = r"[A-Za-z0-9_.-]{1,64}"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 _Command = Callable[..., ArgumentParser]
 
@@ -34,6 +39,7 @@ def parser() -> ArgumentParser:
         )
 
     _serve(command("serve", "start a server", "Start a server and run it until Ctrl-C."))
+    _keys(command("keys", "make, list, revoke and rotate API keys", _KEYS))
     for each in _client_commands(command):
         _connection(each)
     return top
@@ -45,16 +51,47 @@ def _wide(prog: str) -> HelpFormatter:
 
 
 def _serve(serve: ArgumentParser) -> None:
-    config = os.environ.get("HEADGATE_CONFIG")
-    serve.add_argument(
-        "--config", metavar="FILE", type=Path, default=config and Path(config), help="default: HEADGATE_CONFIG, or none"
-    )
+    _configuration(serve)
     serve.add_argument("--host", metavar="H", help="address to listen on")
     serve.add_argument("--port", metavar="N", help="port to listen on; 0 is a free one")
-    serve.add_argument("--data", metavar="DIR", help="where embedded backends keep their data")
     serve.add_argument("--role", choices=("all", "gateway", "orchestrator"), help="default: all, everything in one process")
     serve.add_argument("--workers", metavar="N", help="processes that share the port")
     serve.add_argument("--worker", action="store_true", help=SUPPRESS)
+
+
+_KEYS = "Make, list, revoke and rotate API keys, directly in the database of a configuration, whether a server runs or not."
+
+
+def _keys(keys: ArgumentParser) -> None:
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, help: str) -> ArgumentParser:
+        added = actions.add_parser(name, help=help, description=f"{help[:1].upper()}{help[1:]}.", formatter_class=_wide)
+        _configuration(added)
+        added.add_argument("--json", action="store_true", help="one JSON object per line, for programs")
+        return added
+
+    create = action("create", "make a key, and print it this once")
+    create.add_argument("--name", metavar="N", type=_matching(_KEY_NAME), required=True, help="for people: what it is for")
+    create.add_argument("--tenant", metavar="T", type=_matching(_TENANT), default="default", help="default: default")
+    scopes = [str(scope) for scope in Scope]
+    create.add_argument(
+        "--scope", metavar="S", action="append", choices=scopes, help=f"repeatable: {', '.join(scopes)}; default: all but admin"
+    )
+    create.add_argument("--expires", metavar="D", type=_duration, help="after how long, as in 90s, 12h, 30d; default: never")
+    listing = action("list", "list keys, newest first")
+    listing.add_argument("--tenant", metavar="T", help="only those of this tenant")
+    revoke = action("revoke", "end a key, within 5 seconds everywhere, and with it what it is reading")
+    revoke.add_argument("key_id", metavar="KEY_ID")
+    rotate = action("rotate", "make a key like this one, which ends")
+    rotate.add_argument("key_id", metavar="KEY_ID")
+    rotate.add_argument(
+        "--overlap",
+        metavar="D",
+        type=_duration,
+        default=0.0,
+        help="how long the old one goes on being good; default: 0, not at all",
+    )
 
 
 def _client_commands(command: _Command) -> list[ArgumentParser]:
@@ -106,6 +143,14 @@ def _client_commands(command: _Command) -> list[ArgumentParser]:
     return [submit, stream, status, listing, *controls, approvals, approve, usage, models]
 
 
+def _configuration(command: ArgumentParser) -> None:
+    config = os.environ.get("HEADGATE_CONFIG")
+    command.add_argument(
+        "--config", metavar="FILE", type=Path, default=config and Path(config), help="default: HEADGATE_CONFIG, or none"
+    )
+    command.add_argument("--data", metavar="DIR", help="where embedded backends keep their data")
+
+
 def _task(command: ArgumentParser) -> None:
     command.add_argument("task_id", metavar="TASK_ID")
 
@@ -136,3 +181,20 @@ def _position(text: str) -> str:
     if not re.fullmatch(r"[0-9]+(-[0-9]+)?", text):
         raise ArgumentTypeError("a position is a seq (digits) or a stream_id (digits, '-', digits)")
     return text
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ArgumentTypeError(f"should match {pattern}")
+        return text
+
+    return check
+
+
+def _duration(text: str) -> float:
+    """In seconds."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if match is None:
+        raise ArgumentTypeError("a duration is a number and s, m, h or d, as in 90s or 30d")
+    return float(int(match[1]) * _UNITS[match[2]])

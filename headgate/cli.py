@@ -59,6 +59,10 @@ def _run(arguments: Namespace) -> None:
         from headgate.serve import serve
 
         serve(arguments)
+    elif arguments.command == "keys":
+        from headgate import keys
+
+        keys.run(arguments)
     else:
         from headgate import commands
 

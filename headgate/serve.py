@@ -45,6 +45,8 @@ def serve(arguments: Namespace) -> None:
         return
     _can_listen(settings)
     note(starting(settings))
+    if said := admitting(settings):
+        note(said)
 
     def welcoming(url: str) -> None:
         _announce(welcome(url, settings))
@@ -109,6 +111,18 @@ def starting(settings: Settings) -> str:
     return f"{_name(settings)} is starting{own} ..."
 
 
+def admitting(settings: Settings) -> str | None:
+    """Who may come in, where that is not as one might think."""
+    auth = settings.auth
+    if settings.role == "orchestrator":
+        return None
+    if auth.mode == "off":
+        return "auth.mode is off: every program on this machine may do everything, at every door."
+    if not auth.keys and auth.jwt is None:
+        return "The configuration lists no keys: `headgate keys create` makes one, now or later."
+    return None
+
+
 def _name(settings: Settings) -> str:
     return "Headgate's orchestrator" if settings.role == "orchestrator" else "Headgate"
 
@@ -153,6 +167,6 @@ END
 {headgate} submit --url {url} --model {model} "What are you?"
 """
 
-_KEYED = "export HEADGATE_API_KEY=...   # one of auth.keys\n\n" + _OPEN.replace(
+_KEYED = "export HEADGATE_API_KEY=...   # one of auth.keys, or of `headgate keys create`\n\n" + _OPEN.replace(
     "-H 'Content-Type", '-H "Authorization: Bearer $HEADGATE_API_KEY" \\\n  -H \'Content-Type'
 ).replace("from openai", "import os\nfrom openai").replace('api_key="none"', 'api_key=os.environ["HEADGATE_API_KEY"]')

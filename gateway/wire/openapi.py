@@ -35,6 +35,7 @@ _TAGS = {
     "approvals": "Decisions that tasks wait for.",
     "sessions": "Tasks that belong together.",
     "usage": "What was used, and what it cost.",
+    "keys": "Your tenant's API keys.",
     "server": "How the server is, and what it can do.",
 }
 

@@ -31,6 +31,10 @@ _MAX_LOG_BYTES = 10_000_000
 _TAIL_LINES = 6
 
 
+class FolderInUse(EmbeddedError):
+    """Another Headgate holds the data folder."""
+
+
 class DataDir:
     """A folder that this process holds. `children_lock` must be inherited by everything that touches the data."""
 
@@ -120,7 +124,7 @@ def _take(lock: int, path: Path) -> None:
     """Become the holder, and leave our process id for the message that the next one gets."""
     if not _try_lock(lock):
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise EmbeddedError(
+        raise FolderInUse(
             f"The data folder {path} is in use by another Headgate (process {holder}). Stop it, or choose another "
             "folder with --data."
         )

