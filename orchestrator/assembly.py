@@ -110,7 +110,7 @@ async def orchestrator(
         )
         lapse_s = max(LAPSE_S, 4 * config.janitor_s)  # the janitor renews what runs hold
         limits = await stack.enter_async_context(
-            RedisLimits(log.connection, config.limits, retention_ms=retention_ms, lapse_s=lapse_s)
+            RedisLimits(log.connection, config.limits, retention_ms=retention_ms, lapse_s=lapse_s, metrics=metrics)
         )
         session = await stack.enter_async_context(upstream_session())
         clock = clock or SystemClock()

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from orchestrator.runs import RunState
 
 HedgeOutcome = Literal["won", "lost", "failed"]
+Limited = Literal["requests", "tokens", "runs", "streams", "budgets", "unavailable", "uncounted"]
 CircuitState = Literal["closed", "half_open", "open"]
 
 
@@ -60,6 +61,9 @@ class Metrics(Protocol):
     def cache_failed(self, why: Literal["slow", "upstream", "log", "store"]) -> None:
         """A question could not be compared with others, or not be remembered."""
 
+    def limited(self, by: Limited) -> None:
+        """A request or a reader was refused by this kind of limit; or, as limits could not be checked, refused or let in."""
+
     def archive_backlog(self, runs: int) -> None:
         """So many ended runs wait to be archived."""
 
@@ -99,6 +103,8 @@ class NoMetrics:
     def cached(self, found: Literal["exact", "semantic", "miss"]) -> None: ...
 
     def cache_failed(self, why: Literal["slow", "upstream", "log", "store"]) -> None: ...
+
+    def limited(self, by: Limited) -> None: ...
 
     def archive_backlog(self, runs: int) -> None: ...
 

@@ -11,7 +11,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from orchestrator.metrics import CircuitState, HedgeOutcome
+from orchestrator.metrics import CircuitState, HedgeOutcome, Limited
 from orchestrator.runs import RunState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -103,6 +103,12 @@ class GatewayMetrics:
         self._cache_failures = Counter(
             "headgate_cache_failures_total", "Questions that could not be compared or remembered.", ["why"], registry=registry
         )
+        self._limited = Counter(
+            "headgate_limited_total",
+            "Requests and readers that a limit refused; or, as limits could not be checked, refused or let in uncounted.",
+            ["by"],
+            registry=registry,
+        )
         self._backlog = Gauge("headgate_archive_backlog", "Ended runs that wait to be archived.", registry=registry)
         self._archived = Counter("headgate_archived_runs_total", "Runs copied to the archive.", registry=registry)
 
@@ -191,6 +197,9 @@ class GatewayMetrics:
 
     def cached(self, found: Literal["exact", "semantic", "miss"]) -> None:
         self._cache.labels(found).inc()
+
+    def limited(self, by: Limited) -> None:
+        self._limited.labels(by).inc()
 
     def cache_failed(self, why: Literal["slow", "upstream", "log", "store"]) -> None:
         self._cache_failures.labels(why).inc()

@@ -11,22 +11,25 @@ import asyncio
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from itertools import count
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
 from orchestrator.errors import LimitsUnavailable, Unavailable
 from orchestrator.limits import refusals
 from orchestrator.limits.limits import ADMITTED, LAPSE_S, RESERVED_S, Admitted, Estimate, Used
+from orchestrator.limits.places import Places
 from orchestrator.limits.plan import Plan, Plans, Policy
 from orchestrator.limits.quota import Hold, Quota, Rate
+from orchestrator.limits.readers import Readers
+from orchestrator.limits.scripts import script
+from orchestrator.metrics import Metrics, NoMetrics
 from orchestrator.runs import Principal, Run
 from orchestrator.spending.money import Price
 from orchestrator.streamlog.connection import Connection
 from orchestrator.streamlog.log import LogUnavailable
-from orchestrator.streamlog.scripts import Script, load
+from orchestrator.streamlog.scripts import Script
 from orchestrator.streamlog.wire import Command
 
 _log = logging.getLogger(__name__)
@@ -35,8 +38,6 @@ _NOTHING = Estimate(0, 0)
 _WAIT_S = 0.5
 _WAIT_OPEN_S = 0.1
 """Whoever would rather not count than refuse still has the log to wait for, and a second for everything."""
-_AT_ONCE = 500
-"""Places that one call renews, so that none holds Redis up."""
 
 
 class RedisLimits:
@@ -55,6 +56,7 @@ class RedisLimits:
         lapse_s: float = LAPSE_S,
         reserved_s: float = RESERVED_S,
         origin: str | None = None,
+        metrics: Metrics | None = None,
         now_us: Callable[[], int] = lambda: 0,
     ) -> None:
         self._connection = connection
@@ -62,29 +64,29 @@ class RedisLimits:
         self._plans = Plans(policy, prefix)
         self._keep_ms = 2 * retention_ms
         self._wait_s = (_WAIT_OPEN_S if self._open else _WAIT_S) if wait_s is None else wait_s
-        self._lapse_s = lapse_s
         self._lapse_ms = round(lapse_s * 1000)
         self._reserved_ms = round(reserved_s * 1000)
-        self._origin = origin or secrets.token_hex(6)
+        self._metrics = metrics or NoMetrics()
         self._now_us = now_us
-        self._admit, self._extend, self._settle, self._enter, self._renew = map(
-            _script, ("admit", "extend", "settle", "enter", "renew")
+        self._admit, self._extend, self._settle = script("admit"), script("extend"), script("settle")
+        self._places = Places(connection, now_us)
+        self.readers = Readers(
+            self._places,
+            origin=origin or secrets.token_hex(6),
+            lapse_s=lapse_s,
+            wait_s=self._wait_s,
+            uncounted=self._uncounted,
+            metrics=self._metrics,
         )
-        self._numbers = count(1)
-        self._reading: defaultdict[str, set[str]] = defaultdict(set)
-        """The places that readers of this process have taken, by the set that holds them."""
-        self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._renewing = asyncio.create_task(self._keep_renewing(), name="limits")
+        await self.readers.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+        await self.readers.__aexit__(kind, error, traceback)
 
     # -- runs ------------------------------------------------------------------------------------------------------------
 
@@ -116,16 +118,19 @@ class RedisLimits:
                 self._take_back(plan.stem, run_id, [place.key for place in plan.runs])
             if not isinstance(error, Unavailable):
                 raise
-            if self._open:
-                return ADMITTED
-            raise LimitsUnavailable(retry_after_s=1.0) from error
+            self._uncounted(error)
+            return ADMITTED
         quota = _quota(plan, levels)
         match refused:
             case b"rates":
-                raise refusals.too_fast(plan.rates[which - 1], wait_ms, quota)
+                limit = plan.rates[which - 1]
+                self._metrics.limited(limit.kind)
+                raise refusals.too_fast(limit, wait_ms, quota)
             case b"places":
+                self._metrics.limited("runs")
                 raise refusals.too_many_runs(plan.runs[which - 1], quota)
             case b"budgets":
+                self._metrics.limited("budgets")
                 raise refusals.spent(plan.budgets[which - 1])
         return Admitted(quota, _hold(plan, estimate or _NOTHING, granted))
 
@@ -134,9 +139,8 @@ class RedisLimits:
         try:
             return int(await self._ask(self._extend, self._plans.stem(run.tenant), run.id, args))
         except Unavailable as error:
-            if self._open:
-                return want.output_tokens
-            raise LimitsUnavailable(retry_after_s=1.0) from error
+            self._uncounted(error)
+            return want.output_tokens
 
     async def settle(self, run: Run, used: Used) -> None:
         if run.hold is None or not run.hold.reserved:
@@ -159,43 +163,19 @@ class RedisLimits:
             if run.hold.reserved:
                 reserved[f"{self._plans.stem(run.tenant)}reservations"].append(run.id)
         for place, who in held.items():
-            await self._prolong(place, who, self._lapse_ms)
+            await self._places.prolong(place, who, self._lapse_ms)
         for place, who in reserved.items():
-            await self._prolong(place, who, self._reserved_ms)
-
-    # -- readers ---------------------------------------------------------------------------------------------------------
+            await self._places.prolong(place, who, self._reserved_ms)
 
     def reading(self, principal: Principal) -> AbstractAsyncContextManager[None]:
         plan = self._plans.of(principal)
-        return self._read(plan) if plan.streams else nullcontext()
+        return self.readers.reading(plan) if plan.streams else nullcontext()
 
-    @asynccontextmanager
-    async def _read(self, plan: Plan) -> AsyncIterator[None]:
-        reader = f"{self._origin}.{next(self._numbers)}"
-        places = [place.key for place in plan.streams]
-        try:
-            await self._take_places(plan, reader)
-            for place in places:
-                self._reading[place].add(reader)
-            yield
-        finally:
-            for place in places:
-                self._reading[place].discard(reader)
-                if not self._reading[place]:
-                    del self._reading[place]
-            self._connection.post(*((b"ZREM", place, reader) for place in places))
-
-    async def _take_places(self, plan: Plan, reader: str) -> None:
-        args = (self._now_us(), reader, self._lapse_ms, plan.streams_text)
-        try:
-            async with asyncio.timeout(self._wait_s):
-                full = await self._connection.run(self._enter, [plan.streams[0].key.encode()], args)
-        except (Unavailable, TimeoutError) as error:
-            if not self._open:
-                raise LimitsUnavailable(retry_after_s=1.0) from error
-            return
-        if full:
-            raise refusals.too_many_streams(plan.streams[full - 1])
+    def _uncounted(self, why: Exception) -> None:
+        """Limits cannot be checked in time. Raises LimitsUnavailable unless they need not be."""
+        self._metrics.limited("uncounted" if self._open else "unavailable")
+        if not self._open:
+            raise LimitsUnavailable(retry_after_s=1.0) from why
 
     # -- Redis -----------------------------------------------------------------------------------------------------------
 
@@ -218,30 +198,6 @@ class RedisLimits:
 
     def _settled(self, run_id: str, used: Used) -> Command:
         return self._now_us(), run_id, used.tokens, used.nano, self._keep_ms
-
-    async def _prolong(self, place: str, who: Sequence[str], lapse_ms: int) -> None:
-        for start in range(0, len(who), _AT_ONCE):
-            args: Command = (self._now_us(), lapse_ms, *who[start : start + _AT_ONCE])
-            await self._connection.run(self._renew, [place.encode()], args)
-
-    async def _renew_readers(self) -> None:
-        for place, readers in list(self._reading.items()):
-            await self._prolong(place, list(readers), self._lapse_ms)
-
-    async def _keep_renewing(self) -> None:
-        """Three tries before a reader's place lapses."""
-        while True:
-            await asyncio.sleep(self._lapse_s / 3)
-            try:
-                await self._renew_readers()
-            except Unavailable as error:
-                _log.info("readers' places were not renewed: %s", error)
-            except Exception:  # noqa: BLE001 - the outermost edge of this task: the next round comes
-                _log.exception("readers' places were not renewed")
-
-
-def _script(name: str) -> Script:
-    return load("shared", name, package="orchestrator.limits")
 
 
 def _keys(stem: str, run_id: str) -> tuple[bytes, bytes]:

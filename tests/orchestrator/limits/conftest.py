@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from orchestrator.embedded import Addresses
 from orchestrator.limits.plan import Policy
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.metrics import Metrics
 from orchestrator.streamlog.connection import Connection
 from orchestrator.streamlog.link import Address
 
@@ -45,11 +46,13 @@ class World:
         self._exits = exits
         self._numbers = itertools.count(1)
 
-    async def process(self, *, wait_s: float | None = None, url: str | None = None, **policy: Any) -> RedisLimits:
+    async def process(
+        self, *, wait_s: float | None = None, url: str | None = None, metrics: Metrics | None = None, **policy: Any
+    ) -> RedisLimits:
         connection = Connection(Address(url or self.url), call_timeout_s=max(2.0, wait_s or 0.0))
         connection.start()
         self._exits.push_async_callback(connection.close)
-        limits = RedisLimits(connection, Policy(**policy), prefix=self.prefix, wait_s=wait_s, now_us=self.clock)
+        limits = RedisLimits(connection, Policy(**policy), prefix=self.prefix, wait_s=wait_s, metrics=metrics, now_us=self.clock)
         return await self._exits.enter_async_context(limits)
 
     def run_id(self) -> str:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from orchestrator.errors import BudgetExceeded, HeadgateError, RateLimited, TooManyStreams
 from orchestrator.limits.limits import ADMITTED, Admitted, Estimate, Limits, Used
 from orchestrator.limits.quota import Allowance, Budget, Hold, Quota, Rate
+from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Principal, Run
 from orchestrator.spending.money import Price
 from tests.orchestrator.limits.conftest import DAY_MS, World
@@ -287,7 +288,7 @@ class TestStreams:
             lost = dead.reading(ALICE)
             await lost.__aenter__()
             world.clock.pass_s(20)
-            await here._renew_readers()
+            await here.readers.renew()
             world.clock.pass_s(10)
             async with here.reading(ALICE):
                 with pytest.raises(TooManyStreams):
@@ -322,6 +323,31 @@ async def test_replicas_admit_no_more_than_one_would(world: World) -> None:
     assert outcomes["alice ok"] + outcomes["bob ok"] == 50_000
     assert max(outcomes["alice ok"], outcomes["bob ok"]) <= 30_000
     assert outcomes.total() == 100_000
+
+
+class Counted(NoMetrics):
+    def __init__(self) -> None:
+        self.by: list[str] = []
+
+    def limited(self, by: str) -> None:
+        self.by.append(by)
+
+
+async def test_what_is_refused_is_counted_by_its_limit(world: World) -> None:
+    counted = Counted()
+    every = {"requests_per_minute": 3, "tokens_per_minute": 100, "runs": 1, "streams": 1, "day": Budget(90)}
+    limits = await world.process(metrics=counted, key=Allowance(**every))
+    await begin(world, limits)
+    for estimate in (Estimate(95, 0), Estimate(0, 0)):
+        await verdict(world, limits, estimate=estimate)
+    free = Principal("acme", "free", limits=Allowance(runs=1000, day=Budget(1000)))
+    for estimate in (Estimate(100, 0), Estimate(1, 0), Estimate(0, 0), Estimate(0, 0), Estimate(0, 0)):
+        await verdict(world, limits, free, estimate)
+    async with limits.reading(ALICE):
+        with pytest.raises(TooManyStreams):
+            async with limits.reading(ALICE):
+                raise AssertionError
+    assert counted.by == ["budgets", "runs", "tokens", "requests", "streams"]
 
 
 def test_limits_travel_with_their_principal() -> None:
