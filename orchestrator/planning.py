@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from orchestrator.catalog import Catalog, ModelEntry, Resolved
 from orchestrator.engine import Submission
 from orchestrator.errors import InvalidRequest, ModelNotFound
+from orchestrator.nesting import nested_deeper
 from orchestrator.plans.check import Mistake
 from orchestrator.plans.children import ChildLoop
 from orchestrator.plans.plan import Plan
@@ -22,6 +24,9 @@ MAX_DEPTH = 20
 
 MAX_STEPS = 500
 """In one plan that came with a request."""
+
+MAX_BYTES = 256 * 1024
+"""Of such a plan: to look at one takes time in which nobody else is served."""
 
 
 class PlanInvalid(InvalidRequest):
@@ -51,8 +56,10 @@ class Planner:
         return resolved
 
     def _plan(self, given: Mapping[str, Any]) -> Plan:
-        if _deeper(given, MAX_DEPTH * 3):
+        if nested_deeper(given, MAX_DEPTH * 3):
             raise PlanInvalid(f"The plan has steps in steps more than {MAX_DEPTH} deep.", param="")
+        if len(msgspec.json.encode(given)) > MAX_BYTES:
+            raise PlanInvalid(f"The plan is longer than {MAX_BYTES} bytes.", param="")
         try:
             plan = Plan.model_validate(given)
         except ValidationError as error:
@@ -88,21 +95,6 @@ class Planner:
                 self._catalog.resolve(child.model)
             except ModelNotFound as error:
                 yield (*path, "model"), error.message
-
-
-def _deeper(value: Any, depth: int) -> bool:
-    """Whether something is nested deeper than that; told without recursion of its own depth."""
-    level = [value]
-    for _ in range(depth):
-        level = [inner for each in level for inner in _inside(each)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: Any) -> list[Any]:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [each for each in inner if isinstance(each, dict | list)]
 
 
 def _invalid(path: tuple[str, ...], text: str) -> PlanInvalid:

@@ -114,7 +114,9 @@ class Conditional(StepModel):
     """One of two steps, or none."""
 
     name: str = Field(default="", pattern=NAME)
-    condition: str = Field(alias="if", min_length=1, description="An expression over the same names as templates.")
+    condition: str = Field(
+        alias="if", min_length=1, max_length=4096, description="An expression over the same names as templates."
+    )
     then: Step
     otherwise: Step | None = Field(default=None, alias="else", description="Left out: nothing happens.")
 

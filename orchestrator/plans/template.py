@@ -33,6 +33,7 @@ MAX_WORK = 16 * MAX_CHARS
 MAX_DEPTH = 64
 """Python, which templates are compiled to, has a limit of its own, and says so less kindly."""
 
+_REMEMBERED_CHARS = 4096
 _MAX_BITS = 4096
 _MAX_DIGITS = 15
 
@@ -235,8 +236,12 @@ _MISTAKES = (
 """What a template can do wrong while it is filled in."""
 
 
-@lru_cache(maxsize=1024)
 def _parsed(text: str) -> nodes.Template:
+    """What is long is parsed each time: what is remembered may come from anybody, and takes many times its length."""
+    return _remembered(text) if len(text) <= _REMEMBERED_CHARS else _parse(text)
+
+
+def _parse(text: str) -> nodes.Template:
     try:
         tree = _ENVIRONMENT.parse(text)
     except TemplateSyntaxError as error:
@@ -249,7 +254,10 @@ def _parsed(text: str) -> nodes.Template:
     return tree
 
 
-@lru_cache(maxsize=1024)
+_remembered = lru_cache(maxsize=256)(_parse)
+
+
+@lru_cache(maxsize=256)
 def _condition(text: str) -> nodes.Template:
     try:
         tree = _ENVIRONMENT._parse("{{" + text + "}}", None, None)
@@ -273,6 +281,8 @@ def _check(tree: nodes.Template) -> None:
     for node in tree.find_all(nodes.Node):
         if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
             raise TemplateInvalid(f"uses '{type(node).__name__.lower()}'; only output, if and for are allowed")
+        if isinstance(node, nodes.Getattr) and node.attr.startswith("_"):
+            raise TemplateInvalid(f"names '{node.attr}', which there is not")
         if isinstance(node, nodes.Concat):
             raise TemplateInvalid("uses '~'; write two outputs side by side instead")
         if isinstance(node, nodes.Filter) and node.name not in _ENVIRONMENT.filters:

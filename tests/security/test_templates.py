@@ -1,4 +1,4 @@
-"""Templates that come with requests: they reach nothing, and no few words make gigabytes or work for minutes.
+"""Plans and templates that come with requests: they reach nothing, and no few words make gigabytes or work for minutes.
 
 Jinja's sandbox keeps them from Python; what one filter hands to the next it does not bound.
 """
@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.catalog import Catalog, ModelEntry
+from orchestrator.engine import Submission
+from orchestrator.planning import PlanInvalid, Planner
 from orchestrator.plans.template import TemplateFailed, TemplateInvalid, check_template, evaluate, render
 
 NAMES = {
@@ -121,3 +124,51 @@ def test_what_templates_are_for_still_works() -> None:
     assert render("{{ messages|map(attribute='a')|map('sum')|sum }} {{ 1.256|round(2) }}", names) == "300 1.26"
     assert render("{{ {'a': [1]}|tojson }} {{ input|replace('ll', '')|upper }}", names) == '{"a": [1]} HEO'
     assert evaluate("'two' in outputs.a and input|length > 3", names)
+
+
+def planner() -> Planner:
+    return Planner(Catalog({"demo": ModelEntry.model_validate({"plan": {"agent": {"upstream": "demo"}}})}), ["demo"], {})
+
+
+def agent(number: int) -> dict[str, Any]:
+    return {"agent": {"upstream": ["demo"], "name": f"a{number}", "answers": number == 0}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    step = agent(0)
+    for number in range(depth):
+        step = {"retry": {"step": step, "name": f"r{number}"}}
+    return step
+
+
+PLANS = {
+    "more steps than are good": {"sequential": {"steps": [{"sequential": {"steps": [agent(n) for n in range(60)]}}] * 10}},
+    "a great many steps": {"sequential": {"steps": [{"sequential": {"steps": [agent(n) for n in range(200)]}}] * 200}},
+    "depth": nested(30),
+    "more depth": nested(5_000),
+    "a long template": {"agent": {"upstream": ["demo"], "system": "{{ input }}" * 100_000}},
+    "a template that reaches": {"agent": {"upstream": ["demo"], "system": "{{ input.__class__ }}"}},
+    "a long condition": {"conditional": {"if": "input or " * 1_000 + "input", "then": agent(0)}},
+    "a deep condition": {"conditional": {"if": "not " * 900 + "input", "then": agent(0)}},
+    "somebody's workflow": {"workflow": {"type": "Payout", "task_queue": "bank"}},
+    "no upstream of ours": {"agent": {"upstream": ["http://169.254.169.254/"]}},
+    "no tool of ours": {"agent": {"upstream": ["demo"], "tools": ["os:system"]}},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_plans_that_come_with_requests_are_refused_before_anything_runs(plan: dict[str, Any]) -> None:
+    with pytest.raises(PlanInvalid):
+        planner().resolve(Submission("inline", {"messages": []}, plan=plan))
+
+
+def test_what_is_remembered_of_templates_is_bounded() -> None:
+    """The cache of parsed templates held a thousand of any length, from anybody."""
+    tracemalloc.start()
+    try:
+        for number in range(3):
+            check_template("{{ input }}" * 2_000 + str(number))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 500_000
