@@ -34,6 +34,8 @@ SEMANTIC = {"upstream": "wire", "embedding_model": "bag-of-words", "threshold": 
 MODELS = ("demo", "demo-none", "wire", "wire-none")
 """Models that must be alike to clients: durable or not, scripted in the process or asked over a socket."""
 
+TOOLS = ("weather", "login", "wait_for_ever")
+
 HEDGE = {"after_s": 0.05, "max_share": 1}
 
 
@@ -76,7 +78,7 @@ def config(backends: Addresses, model_server: ModelServer, deaf_port: int, shape
         "grpc": {"port": unused_port()},
         "backends": {"redis": backends.redis, "temporal": backends.temporal, "postgres": backends.postgres},
         "upstreams": _upstreams(model_server, deaf_port),
-        "tools": {name: {"python": f"compat_tests.toolbox:{name}"} for name in ("weather", "login")},
+        "tools": {name: {"python": f"compat_tests.toolbox:{name}"} for name in TOOLS},
         "models": {
             "demo": _model("demo"),
             "demo-none": _model("demo", durability="none"),
@@ -166,7 +168,7 @@ def _model(*upstream: str, on_cut: str = "fail", **options: Any) -> dict[str, An
 
 
 def _equipped(upstream: str, **options: Any) -> dict[str, Any]:
-    return {"plan": {"agent": {"upstream": upstream, "tools": ["weather", "login"], "max_turns": 4}}, **options}
+    return {"plan": {"agent": {"upstream": upstream, "tools": TOOLS, "max_turns": 4}}, **options}
 
 
 @pytest.fixture(params=MODELS)

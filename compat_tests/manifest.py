@@ -122,6 +122,7 @@ MANIFEST: Mapping[str, Promised] = {
     "tools.clients-own": Promised("A call of the client's tool ends the turn all the same.", "orchestration §1"),
     "tools.names": Promised("A client's tool cannot have the name of one of the model's.", "orchestration §1"),
     "tools.turns": Promised("A model that only calls tools fails, and says so.", "orchestration §1, design §1"),
+    "tools.leaving": Promised("A client that leaves while a tool is called stops the tool.", "P14"),
     "tools.events": Promised("Calls and what came of them are events at every door, without secrets.", "native §2"),
     "sdk.whole": Promised("openai-python: whole answers.", "§3"),
     "sdk.stream": Promised("openai-python: streams, with usage and without.", "§1"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import BadRequestError, OpenAI
+from openai import AsyncOpenAI, BadRequestError, OpenAI
 
 from compat_tests.doors import DOORS, Door, Server
 from compat_tests.manifest import promise
-from compat_tests.raw import Raw, script
+from compat_tests.raw import TIMEOUT_S, Raw, script
 from compat_tests.rules import Asked, complaints
 from compat_tests.test_openai_sdk import WEATHER, user
 
@@ -90,6 +92,25 @@ def test_a_model_that_never_answers_is_a_failure(raw: Raw, equipped: str) -> Non
     loop = script(*["call weather {}; then"] * 4, "call weather {}")
     answer = raw.chat(equipped, loop, stream=True)
     assert (answer.status, answer.json["error"]["code"]) == (502, "max_turns")
+
+
+@promise("tools.leaving")
+async def test_a_client_that_leaves_stops_the_tool(async_client: AsyncOpenAI, equipped: str, tmp_path: Path) -> None:
+    """P14: what closes an upstream's socket ends a call as well."""
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    arguments = json.dumps({"began": str(began), "ended": str(ended)})
+    prompt = script('say "Let me see."', f"call wait_for_ever {arguments}")
+    async with await async_client.chat.completions.create(model=equipped, messages=user(prompt), stream=True) as stream:
+        await anext(aiter(stream))
+        await until_there(began)
+        assert not ended.exists()
+    await until_there(ended)
+
+
+async def until_there(file: Path) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not file.exists():  # noqa: ASYNC110, ASYNC240 - another process leaves it
+            await asyncio.sleep(0.01)
 
 
 @promise("tools.events")
