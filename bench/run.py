@@ -33,7 +33,7 @@ from bench.scenarios import CHATS, DOORS, VIEWS, Chats, Views, Way
 from bench.servers import Cores, Target, serving
 
 _RESULTS = Path(__file__).parent / "results"
-_CHAT_TARGETS = ("direct", "ceiling", "none", "durable")
+_CHAT_TARGETS = ("direct", "ceiling", "none", "durable", "guarded")
 _TARGETS = (*_CHAT_TARGETS, *DOORS)
 _SCENARIOS = tuple(scenario.name for scenario in (*CHATS, *VIEWS))
 _VERSIONS = ("aiohttp", "asyncpg", "grpcio", "msgspec", "redis", "temporalio", "uvloop")

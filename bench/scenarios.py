@@ -70,7 +70,7 @@ CHATS = (
         ("ceiling", "none", "durable"),
     ),
     Chats("paced", "100 chunks per second and stream", "mock-500-10", 20, 20, 5, ("ceiling", "none", "durable")),
-    Chats("short", "requests of 5 chunks", "mock-5-0", 8, 2000, 200, ("ceiling", "none", "durable")),
+    Chats("short", "requests of 5 chunks", "mock-5-0", 8, 2000, 200, ("ceiling", "none", "durable", "guarded")),
     Chats("ttft", "one request at a time", "mock-5-0", 1, 200, 30, ("direct", "ceiling", "none", "durable")),
     Chats("many", "2 chunks per second and stream", "mock-20-500", 1000, 1000, 50, ("ceiling", "none"), ramp_s=0.004),
 )
@@ -176,6 +176,7 @@ PROMISES = (
     Promise("paced: chunk age p50, none above ceiling", "ms", 1, _above("paced", "none", "ceiling", "chunk_age_ms.p50")),
     Promise("paced: chunk age p99, none above ceiling", "ms", 5, _above("paced", "none", "ceiling", "chunk_age_ms.p99")),
     Promise("short: CPU per request, none", "ms", 1.5, _of("short", "none", "cpu_ms_per_req")),
+    Promise("short: CPU per request, with keys and limits", "x", 1.15, _ratio("short", "guarded", "none", "cpu_ms_per_req")),
     Promise("ttft: p50, none above direct", "ms", 3, _above("ttft", "none", "direct", "ttft_ms.p50")),
     Promise("ttft: p50, durable above direct", "ms", 20, _above("ttft", "durable", "direct", "ttft_ms.p50")),
     Promise("many: memory per stream, none", "KB", 60, _memory_kb("many", "none")),

@@ -12,13 +12,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.processes import on_core
 
+KEY = "sk-bench"
+"""What `bench.load` sends; where nobody needs a key, it says nothing."""
+
+_DATA = {"headgate": "data", "guarded": "guarded-data"}
 _START_S = 90.0
 _STOP_S = 40.0
 
@@ -50,7 +55,7 @@ class Cores:
 def serving(names: Sequence[str], folder: Path, cores: Cores, profile: Path | None) -> Iterator[dict[str, Target]]:
     """Start what the targets need, and stop it again. Logs are in `folder`. `native` is the whole of a Headgate."""
     with ExitStack() as stack:
-        ports = _free_ports(4)
+        ports = _free_ports(6)
         upstream = f"http://127.0.0.1:{ports[0]}"
         targets: dict[str, Target] = {}
         with on_core(cores.load):
@@ -64,16 +69,36 @@ def serving(names: Sequence[str], folder: Path, cores: Cores, profile: Path | No
                 targets["ceiling"] = Target("ceiling", f"http://127.0.0.1:{ports[1]}/v1/chat/completions", pid)
                 _await_ready("ceiling", f"http://127.0.0.1:{ports[1]}/")
             if {"none", "durable", "native"} & set(names):
-                pid = stack.enter_context(_process("headgate", _headgate(folder, upstream, ports[2:], profile), folder))
+                command = _headgate(folder, "headgate", {}, upstream, ports[2:4], profile)
+                pid = stack.enter_context(_process("headgate", command, folder))
                 url = f"http://127.0.0.1:{ports[2]}"
                 _await_ready("headgate", url + "/readiness", pid)
                 targets["none"] = Target("none", url + "/v1/chat/completions", pid)
                 targets["durable"] = Target("durable", url + "/v1/chat/completions", pid, "durable/")
                 targets["native"] = Target("native", url, pid, grpc_port=ports[3], redis=_redis(folder))
+            if "guarded" in names:
+                command = _headgate(folder, "guarded", GUARDED, upstream, ports[4:], None)
+                pid = stack.enter_context(_process("guarded", command, folder))
+                url = f"http://127.0.0.1:{ports[4]}"
+                _await_ready("guarded", url + "/readiness", pid)
+                targets["guarded"] = Target("guarded", url + "/v1/chat/completions", pid)
         yield {name: targets[name] for name in names}
 
 
-def _headgate(folder: Path, upstream: str, ports: Sequence[int], profile: Path | None) -> list[str]:
+_PLENTY = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "runs": 10**6, "streams": 10**6}
+GUARDED: Mapping[str, Any] = {
+    "auth": {"mode": "keys", "keys": [{"key": KEY, "name": "bench"}]},
+    "limits": {
+        "key": _PLENTY | {"budgets": {"day": {"tokens": 10**12}, "month": {"tokens": 10**12}}},
+        "tenant": _PLENTY | {"budgets": {"day": {"tokens": 10**12}, "month": {"tokens": 10**12}}},
+    },
+}
+"""A Headgate that knows who asks, and counts everything that it can count, with room for all of it."""
+
+
+def _headgate(
+    folder: Path, name: str, settings: Mapping[str, Any], upstream: str, ports: Sequence[int], profile: Path | None
+) -> list[str]:
     http_port, grpc_port = ports
     agent = {"plan": {"agent": {"upstream": "mock"}}}
     config = {
@@ -82,10 +107,11 @@ def _headgate(folder: Path, upstream: str, ports: Sequence[int], profile: Path |
         "logging": {"level": "warning"},
         "grpc": {"port": grpc_port},
         "streams": {"ws_ping_s": 300},  # the viewers are not made for being pinged
+        **settings,
     }
-    path = folder / "headgate.yaml"
+    path = folder / f"{name}.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    serve = ["serve", "--config", str(path), "--port", str(http_port), "--data", str(folder / "data")]
+    serve = ["serve", "--config", str(path), "--port", str(http_port), "--data", str(folder / _DATA[name])]
     headgate = [str(Path(sys.executable).with_name("headgate")), *serve]
     if profile is None:
         return headgate
