@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -91,7 +92,7 @@ async def orchestrator(
     config: Configuration, metrics: Metrics, *, progress: Callable[[str], None], clock: Clock | None = None
 ) -> AsyncIterator[Engine]:
     """A working engine over real backends. Raises EmbeddedError when one of them cannot be started."""
-    tools = Tools(config.tools, secrets=secrets_of(config.upstreams))  # what cannot be imported is told before anything starts
+    tools = Tools(config.tools, secrets=_secrets(config))  # what cannot be imported is told before anything starts
     async with AsyncExitStack() as stack:
         addresses = await stack.enter_async_context(
             embedded(
@@ -185,7 +186,7 @@ async def engine(config: Configuration, parts: Parts, tools: Tools | None = None
         records = Records(log, store, clock)
         approvals = Approvals(log, records, herald, clock)
         stage = Stage(log, ender, herald, approvals, clock)
-        tools = tools or Tools(config.tools, secrets=secrets_of(config.upstreams))
+        tools = tools or Tools(config.tools, secrets=_secrets(config))
         await stack.enter_async_context(tools.running())
         desk = Desk(
             log=log,
@@ -246,3 +247,10 @@ async def engine(config: Configuration, parts: Parts, tools: Tools | None = None
         )
         stack.push_async_callback(local.close)
         yield local
+
+
+def _secrets(config: Configuration) -> list[str]:
+    """What models might be made to tell tools, and no log is to have."""
+    passwords = [unquote(urlsplit(url).password or "") for url in (config.redis, config.postgres) if url is not None]
+    key = None if config.temporal is None else config.temporal.api_key
+    return [*secrets_of(config.upstreams), *passwords, *([] if key is None else [key])]
