@@ -198,7 +198,12 @@ class LocalEngine:
         started = Event(
             EventType.WORKFLOW_STARTED,
             timestamp(now_ms),
-            payload={"model": run.model, "answers": list(run.answers), "durable": run.durable},
+            payload={
+                "model": run.model,
+                "answers": list(run.answers),
+                "durable": run.durable,
+                **({} if entry.plan is None else entry.plan.about()),
+            },
         )
         counts = self._limits.counts_tokens(principal)
         wants = await estimate(self._tokens, submission, resolved) if counts else None

@@ -202,7 +202,7 @@ def _facts(payload: dict[str, Any]) -> tuple[Any, ...]:
 
 def approval_id(node: Node, visit: int) -> str:
     """Of the decision that a step wants, each time it is done."""
-    return node.name if visit == 1 else f"{node.name}-{visit}"
+    return node.name if visit == 1 else f"{node.name}~{visit}"  # no step's name has a tilde
 
 
 def _answer(plan: Plan, events: Sequence[Event]) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.rules import Access
 from gateway.departures import Departures
 from gateway.edge import PRINCIPAL, about_run, only_run
+from gateway.errors import StreamGap
 from gateway.observe.metrics import GatewayMetrics
 from gateway.routes.native import asked
 from gateway.routes.route import Route
@@ -51,7 +52,7 @@ _PROGRESS = Operation(
     (Reply(200, "The progress.", media=EVENT_STREAM, headers=_STREAMED),),
     query=ProgressQuery,
     headers=_RESUMED,
-    refusals=(404, 429, 503),
+    refusals=(404, 410, 429, 503),
     ticket=True,
 )
 _EXECUTE = Operation(
@@ -66,8 +67,8 @@ _MULTI = Operation(
     "progress",
     (Reply(200, "The events of all.", media=EVENT_STREAM),),
     query=MultiQuery,
-    headers={"Last-Event-ID": "The `id` of the last event received: where to begin in each task."},
-    refusals=(404, 429, 503),
+    headers={"Last-Event-ID": "The `id` of the last event received: where to begin in each task. Wins over `last_event_id`."},
+    refusals=(404, 410, 429, 503),
 )
 
 
@@ -109,6 +110,7 @@ class ProgressRoutes:
         with self._drain.answer():
             run = await self._engine.get(request[PRINCIPAL], query.workflow_id)
             about_run(request, run.id)
+            await self._check(request[PRINCIPAL], run.id, after)
             return await self._watch(request, run, query, after)
 
     async def execute(self, request: web.Request) -> web.StreamResponse:
@@ -131,7 +133,7 @@ class ProgressRoutes:
             async with self._departures.requester(principal, begun, "continue") as run:
                 found = None if entry is None else cache_found(entry, run)
                 about_run(request, run.id, repeated=run.repeated, quota=run.quota, cache=found)
-                return await self._watch(request, run, options, BEGINNING)
+                return await self._watch(request, run, options, BEGINNING, answers=not run.repeated)
 
     async def stream_multi(self, request: web.Request) -> web.StreamResponse:
         """Watch several tasks in one stream.
@@ -142,7 +144,7 @@ class ProgressRoutes:
         names = list(dict.fromkeys(query.workflow_ids.split(",")))
         if len(names) > MAX_RUNS:
             raise InvalidRequest(f"One stream can show {MAX_RUNS} tasks.", param="workflow_ids")
-        positions = parse_cursor(request.headers.get("Last-Event-ID"), len(names))
+        positions = parse_cursor(_cursor(request, query.last_event_id), len(names))
         if not all(map(is_run_id, names)):
             raise RunNotFound
         with self._drain.answer(), counted(self._metrics):
@@ -152,10 +154,20 @@ class ProgressRoutes:
                 await self._pump(query).run(merged, merged, sink, principal)
         return sink.response
 
-    async def _watch(self, request: web.Request, run: Run, options: ProgressOptions, after: Position) -> web.StreamResponse:
+    async def _check(self, principal: Principal, run_id: str, after: Position) -> None:
+        """What is folded from the beginning has to find out by itself whether a position is one. Raises StreamGap."""
+        if after.seq == 0:
+            return
+        page = await self._engine.history(principal, run_id, after_seq=after.seq - 1, limit=1)
+        if not page.entries or page.entries[0].seq != after.seq or after.ms not in (None, page.entries[0].ms):
+            raise StreamGap
+
+    async def _watch(
+        self, request: web.Request, run: Run, options: ProgressOptions, after: Position, *, answers: bool = False
+    ) -> web.StreamResponse:
         """Folded from the log's beginning: what a step brought is told with its end, wherever the reader begins."""
         encoder = ProgressEncoder(run, after, step_logs=options.enable_step_logs, quiet=not options.enable_progress)
-        async with self._engine.subscribe(request[PRINCIPAL], run.id) as subscription:
+        async with self._engine.subscribe(request[PRINCIPAL], run.id, answers=answers) as subscription:
             sink = self._sink(request, options)
             with counted(self._metrics), self._departures.reader(run.id):
                 await sink.start()
@@ -172,6 +184,7 @@ class ProgressRoutes:
                 run = await self._engine.get(principal, name)
                 subscription: Subscription
                 if query.format == "progress":
+                    await self._check(principal, name, position)
                     subscription = await stack.enter_async_context(self._engine.subscribe(principal, name))
                     shown, hidden = _progress(run, query), position.seq
                 else:
@@ -200,16 +213,21 @@ def _in_the_words_of_the_body() -> Iterator[None]:
     except InvalidRequest as error:
         if error.code != "invalid_plan":
             raise
-        param = (error.param or "").replace("sequential.", "workflow.", 1)
-        message = error.message.replace(error.param or "", param, 1)
-        raise InvalidRequest(message, code=error.code, param=param) from None
+        _, _, inside = (error.param or "").partition(".")
+        param = f"workflow.{inside or 'steps'}"
+        message = error.message.removeprefix(f"{error.param}: ")
+        raise InvalidRequest(f"{param}: {message}", code=error.code, param=param) from None
 
 
 def _position(request: web.Request, queried: str) -> Position:
+    return parse_position(_cursor(request, queried))
+
+
+def _cursor(request: web.Request, queried: str) -> str:
     header = request.headers.getall("Last-Event-ID", [])
     if len(header) > 1:
         raise InvalidPosition("A position may be given only once.")
-    return parse_position(header[0] if header and header[0] else queried)
+    return header[0] if header and header[0] else queried
 
 
 def _progress(run: Run, query: MultiQuery) -> Shown:

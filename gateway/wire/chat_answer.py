@@ -26,6 +26,8 @@ class ChatAnswer(Answer):
         self._aside = run.options.reasoning
         self._after = after
         self._speaker: str | None = None
+        self._unheard: set[str] = set()
+        """Agents that began to speak while another did."""
 
     def fold(self, entry: Entry) -> list[Piece]:
         event = entry.event
@@ -60,17 +62,20 @@ class ChatAnswer(Answer):
 
     def _told(self, event: Event, agent: str) -> Iterator[str]:
         match event.type:
-            case EventType.LLM_PARTIAL if event.message and self._speaker in (None, agent):
-                if self._speaker is None:
-                    self._speaker = agent
-                    yield f"[{agent}] "
+            case EventType.LLM_PARTIAL if event.message and self._speaker == agent:
                 yield event.message
-            case EventType.LLM_OUTPUT if self._speaker == agent:
+            case EventType.LLM_PARTIAL if event.message and self._speaker is None and agent not in self._unheard:
+                self._speaker = agent
+                yield f"[{agent}] {event.message}"
+            case EventType.LLM_PARTIAL if event.message:
+                self._unheard.add(agent)
+            case EventType.LLM_OUTPUT | EventType.AGENT_FAILED if self._speaker == agent:
                 self._speaker = None
                 yield "\n\n"
-            case EventType.LLM_OUTPUT if event.message and self._speaker is not None:
-                yield f"\n\n[{agent}] {event.message}\n\n"
-            case EventType.LLM_OUTPUT if event.message:
-                yield f"[{agent}] {event.message}\n\n"
+            case EventType.LLM_OUTPUT:
+                self._unheard.discard(agent)
+                if event.message:
+                    apart = "" if self._speaker is None else "\n\n"
+                    yield f"{apart}[{agent}] {event.message}\n\n"
             case _:
                 return

@@ -22,7 +22,7 @@ STEP_LOG_CHARS = 4096
 """So much of what a step brought is told with its end."""
 
 _encode = msgspec.json.Encoder().encode
-_ENDED = {EventType.AGENT_STARTED: "started", EventType.AGENT_COMPLETED: "completed", EventType.AGENT_FAILED: "failed"}
+_STATUS = {EventType.AGENT_STARTED: "started", EventType.AGENT_COMPLETED: "completed", EventType.AGENT_FAILED: "failed"}
 
 
 class ProgressFold:
@@ -33,6 +33,7 @@ class ProgressFold:
         self._run = run
         self._step_logs = step_logs
         self._planned = False
+        self._begun = False
         self._outputs: dict[str, str] = {}
 
     def fold(self, entry: Entry) -> Iterator[dict[str, Any]]:
@@ -45,6 +46,7 @@ class ProgressFold:
             case EventType.LLM_OUTPUT if event.agent_id is not None and self._step_logs and event.message:
                 self._outputs[event.agent_id] = event.message[:STEP_LOG_CHARS]
             case EventType.WORKFLOW_STARTED:
+                self._planned = "steps" in payload
                 yield self._object(entry, self._workflow("started"))
             case EventType.WORKFLOW_COMPLETED:
                 self.progress = 1.0
@@ -54,8 +56,11 @@ class ProgressFold:
                 yield self._object(entry, {**self._workflow("failed"), "error": _words(payload.get("error"))})
             case EventType.WORKFLOW_CANCELLED:
                 yield self._object(entry, {**self._workflow("cancelled"), "message": payload.get("reason")})
-            case _ if not self._planned and event.agent_id in self._run.answers and event.type in _ENDED:
-                yield self._object(entry, self._only_step(event, payload))
+            case _ if not self._planned and event.agent_id in self._run.answers and event.type in _STATUS:
+                status = _STATUS[EventType(event.type)]
+                if status != "started" or not self._begun:
+                    self._begun = True
+                    yield self._object(entry, self._only_step(status, event, payload))
             case _:
                 return
 
@@ -69,8 +74,7 @@ class ProgressFold:
             step["output"] = self._outputs.pop(name)
         return step
 
-    def _only_step(self, event: Event, payload: Mapping[str, Any]) -> dict[str, Any]:
-        status = _ENDED[EventType(event.type)]
+    def _only_step(self, status: str, event: Event, payload: Mapping[str, Any]) -> dict[str, Any]:
         if status == "completed":
             self.progress = 1.0
         step: dict[str, Any] = {
@@ -120,7 +124,8 @@ class ProgressEncoder:
             if self.ended:
                 break
             if isinstance(item, Gap):
-                out.append(self._break(StreamGap().failure()))
+                if item.resumes_at is None or item.resumes_at > self._after.seq + 1:
+                    out.append(self._break(StreamGap().failure()))
             else:
                 out += self._frames(item)
         return b"".join(out)

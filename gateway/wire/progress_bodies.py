@@ -53,7 +53,10 @@ class MultiQuery(ProgressOptions):
     workflow_ids: Annotated[str, MinLen(1), MaxLen(MAX_RUNS * 40)] = Field(
         description=f"The tasks to watch, separated by commas; at most {MAX_RUNS}."
     )
-    types: Types = Field(default=frozenset(), description="Only events of these types, separated by commas.")
+    types: Types = Field(default=frozenset(), description="Only events of these types, separated by commas. Endings always come.")
+    last_event_id: Annotated[str, MaxLen(MAX_RUNS * 40)] = Field(
+        default="", description="The `id` of the last event received. The header `Last-Event-ID` wins."
+    )
     format: Literal["events", "progress"] = Field(
         default="events", description="`events`: as `GET /api/v1/stream/sse`. `progress`: as `GET /api/v1/stream/progress`."
     )
@@ -91,7 +94,7 @@ def execution(body: ExecuteBody, session_id: str) -> Submission:
         raise Unprocessable("Give either 'name' or 'workflow'.", param="name")
     if len(msgspec.json.encode(body.metadata or {})) > MAX_RECORDED_BYTES:
         raise Unprocessable(f"'metadata' is longer than {MAX_RECORDED_BYTES} bytes.", param="metadata", code="too_long")
-    text = body.input if isinstance(body.input, str) else msgspec.json.encode(body.input or {}).decode()
+    text = msgspec.json.encode(body.input).decode() if isinstance(body.input, dict) else body.input or ""
     inline = body.workflow
     return Submission(
         model=body.name or (inline.name if inline else ""),

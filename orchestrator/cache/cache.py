@@ -55,7 +55,7 @@ class Cache:
         if hit is None:
             hit, lesson = await self._alike(run, request, key, config, renew)
         self._metrics.cached("miss" if hit is None else "exact" if hit.score is None else "semantic")
-        return Looked(lesson=lesson) if hit is None else Looked(await self._say_again(run, request, hit))
+        return Looked(lesson=lesson) if hit is None else Looked(await self._say_again(run, request, plan, hit))
 
     def learn(self, run: Run, lesson: Lesson) -> None:
         """The run has been opened."""
@@ -74,12 +74,13 @@ class Cache:
         await self._exact.learn(run, key, found.hit, min(found.left_s, config.ttl_s))
         return found.hit, None
 
-    async def _say_again(self, run: Run, request: RunRequest, hit: Hit) -> Run:
+    async def _say_again(self, run: Run, request: RunRequest, plan: Plan, hit: Hit) -> Run:
         """Open the run with all that it will ever say. Temporal has no part in it, so it is not a durable one."""
         at = timestamp(run.created_ms)
         found = hit.recording
         run = msgspec.structs.replace(run, durable=False, state=RunState.COMPLETED, cached=Cached(found.run_id, hit.score))
         about = {"model": run.model, "answers": list(run.answers), "durable": False, "cached_from": found.run_id}
+        about |= plan.about()
         if hit.score is not None:
             about["cache_score"] = hit.score
         started = Event(EventType.WORKFLOW_STARTED, at, payload=about)

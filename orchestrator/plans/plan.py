@@ -33,6 +33,12 @@ class Plan(Step):
         """One agent and nothing else: a plain conversation."""
         return self.agent is not None
 
+    def about(self) -> dict[str, int]:
+        """What viewers are told when it begins: how many steps it has at the top, if it is more than a conversation."""
+        if self.single:
+            return {}
+        return {"steps": len(self.root.children) if self.root.kind == "sequential" else 1}
+
     @property
     def needs_temporal(self) -> bool:
         """Whether a step of it is a workflow of somebody else's."""
