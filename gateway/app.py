@@ -160,7 +160,7 @@ async def gateway(
             *ProgressRoutes(settings, engine, drain, departures, metrics, new_session_id).routes(),
             *streams,
             *TicketRoutes(engine, tickets).routes(),
-            *KeyRoutes(engine, keys, time.time, secrets.token_bytes).routes(),
+            *KeyRoutes(engine, keys, settings.limits.key.allowance(), time.time, secrets.token_bytes).routes(),
             *HealthRoutes(engine, drain, metrics).routes(),
             *DocsRoutes().routes(),
         ]

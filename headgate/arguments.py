@@ -78,6 +78,7 @@ def _keys(keys: ArgumentParser) -> None:
     create.add_argument(
         "--scope", metavar="S", action="append", choices=scopes, help=f"repeatable: {', '.join(scopes)}; default: all but admin"
     )
+    create.add_argument("--limits", metavar="L", help="its own, as in the configuration: '{requests_per_minute: 60, runs: 2}'")
     create.add_argument("--expires", metavar="D", type=_duration, help="after how long, as in 90s, 12h, 30d; default: never")
     listing = action("list", "list keys, newest first")
     listing.add_argument("--tenant", metavar="T", help="only those of this tenant")

@@ -12,8 +12,11 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from pydantic import ValidationError
+
 from gateway.settings import Settings, load
-from gateway.settings_layers import Override
+from gateway.settings_errors import ConfigError
+from gateway.settings_layers import Override, parse_yaml
 from gateway.wire.key_models import Key, issued, rotated, shown
 from headgate.terminal import note, print_json, print_table
 from orchestrator.clock import SystemClock
@@ -21,6 +24,8 @@ from orchestrator.embedded import reach
 from orchestrator.errors import HeadgateError
 from orchestrator.issuing import Issuing
 from orchestrator.keys import mint
+from orchestrator.limits.config import LimitsOf
+from orchestrator.limits.quota import Allowance
 from orchestrator.runs import EVERYDAY, Scope
 from orchestrator.store.postgres import Postgres
 
@@ -72,12 +77,22 @@ async def create(issuing: Issuing, arguments: Namespace) -> None:
         arguments.name,
         scopes=frozenset(map(Scope, arguments.scope)) if arguments.scope else EVERYDAY,
         expires_ms=None if arguments.expires is None else int((time.time() + arguments.expires) * 1000),
+        limits=None if arguments.limits is None else _limits(arguments.limits),
     )
     if arguments.json:
         print_json(issued(key, text, _now_ms()).model_dump(mode="json"))
         return
     note(f"{key.id} of tenant {key.tenant} may {', '.join(sorted(key.scopes))}. It is shown this once:")
     print(text)
+
+
+def _limits(text: str) -> Allowance:
+    """Raises ConfigError."""
+    try:
+        return LimitsOf.model_validate(parse_yaml(text, "--limits")).allowance()
+    except ValidationError as error:
+        places = ((".".join(map(str, found["loc"])), found["msg"]) for found in error.errors())
+        raise ConfigError([f"--limits: {f'{place}: ' if place else ''}{said}" for place, said in places]) from None
 
 
 async def list_keys(issuing: Issuing, arguments: Namespace) -> None:

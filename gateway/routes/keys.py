@@ -19,6 +19,7 @@ from gateway.wire.operation import Operation, Reply
 from orchestrator.engine import Engine
 from orchestrator.errors import KeyNotFound
 from orchestrator.keys import ID, mint
+from orchestrator.limits.quota import Allowance
 
 _MAX_BODY_BYTES = 64 * 1024
 _PATH = {"id": "The key's id, `key_…`."}
@@ -33,11 +34,19 @@ _ROTATE = Operation(
 
 
 class KeyRoutes:
-    """`clock` gives seconds since the epoch."""
+    """`most` is what the configuration lets every key use. `clock` gives seconds since the epoch."""
 
-    def __init__(self, engine: Engine, ring: KeyRing, clock: Callable[[], float], random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ring: KeyRing,
+        most: Allowance,
+        clock: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
         self._engine = engine
         self._ring = ring
+        self._most = most
         self._clock = clock
         self._random_bytes = random_bytes
 
@@ -62,7 +71,11 @@ class KeyRoutes:
         wanted = await asked(request, KeyBody, max_bytes=_MAX_BODY_BYTES)
         text, fingerprint = mint(self._random_bytes)
         expires_ms = None if wanted.expires_in_s is None else int(self._now_ms()) + wanted.expires_in_s * 1000
-        key = await self._engine.create_key(request[PRINCIPAL], fingerprint, wanted.name, frozenset(wanted.scopes), expires_ms)
+        # Who hands out a tenant's keys is not who says what the server's keys may use.
+        limits = None if wanted.limits is None else wanted.limits.allowance().within(self._most)
+        key = await self._engine.create_key(
+            request[PRINCIPAL], fingerprint, wanted.name, frozenset(wanted.scopes), expires_ms, limits
+        )
         return answer(issued(key, text, self._now_ms()), status=201, headers=_SECRET)
 
     async def revoke(self, request: web.Request) -> web.Response:

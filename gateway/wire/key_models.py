@@ -11,6 +11,7 @@ from gateway.wire.rest_models import Answer
 from gateway.wire.task_bodies import NativeBody
 from orchestrator.events import timestamp
 from orchestrator.keys import ApiKey
+from orchestrator.limits.config import LimitsOf
 from orchestrator.runs import EVERYDAY, Scope
 
 YEAR_S = 366 * 86_400
@@ -28,6 +29,9 @@ class KeyBody(NativeBody):
         default=sorted(EVERYDAY), description="What its bearer may do. `admin` is everything."
     )
     expires_in_s: int | None = Field(default=None, ge=1, le=10 * YEAR_S, description="None: it does not expire.")
+    limits: LimitsOf | None = Field(
+        default=None, description="Its own limits. None is higher than what the configuration has for every key when it is made."
+    )
 
 
 class RotateBody(NativeBody):
@@ -46,6 +50,7 @@ class Key(Answer):
     tenant: str
     prefix: str = Field(description="How its text begins.", examples=["sk-hg-Zk3xQ9aB"])
     scopes: Sequence[Scope]
+    limits: LimitsOf | None = Field(description="Its own, each in place of the one that the configuration has for every key.")
     status: Literal["active", "expired", "revoked"]
     created_at: str
     expires_at: str | None
@@ -72,6 +77,7 @@ def shown(key: ApiKey, now_ms: float) -> Key:
         tenant=key.tenant,
         prefix=key.prefix,
         scopes=sorted(key.scopes),
+        limits=LimitsOf.of(key.limits),
         status="revoked" if key.revoked_ms is not None else "expired" if key.ended(now_ms) else "active",
         created_at=timestamp(key.created_ms),
         expires_at=_time(key.expires_ms),

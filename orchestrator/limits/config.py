@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
 
 from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance, Budget
-from orchestrator.spending.money import nano_usd
+from orchestrator.spending.money import NANO, nano_usd
 
 
 def _whole(value: Decimal) -> Decimal:
@@ -31,6 +31,12 @@ class SpendingBudget(_Section):
 
     tokens: Count | None = Field(default=None, description="Tokens of prompts and answers.")
     usd: Usd | None = Field(default=None, description="US dollars, by the prices of the models.")
+
+    @classmethod
+    def of(cls, budget: Budget | None) -> Self | None:
+        if budget is None:
+            return None
+        return cls(tokens=budget.tokens, usd=None if budget.nano is None else Decimal(budget.nano) / NANO)
 
     def budget(self) -> Budget:
         return Budget(self.tokens, None if self.usd is None else nano_usd(self.usd))
@@ -58,6 +64,19 @@ class LimitsOf(_Section):
         default=None, description="Streams that may be read at a time, besides the answers to requests that began runs."
     )
     budgets: Budgets = Budgets()
+
+    @classmethod
+    def of(cls, allowance: Allowance | None) -> Self | None:
+        """The same in these words."""
+        if allowance is None:
+            return None
+        return cls(
+            requests_per_minute=allowance.requests_per_minute,
+            tokens_per_minute=allowance.tokens_per_minute,
+            runs=allowance.runs,
+            streams=allowance.streams,
+            budgets=Budgets(day=SpendingBudget.of(allowance.day), month=SpendingBudget.of(allowance.month)),
+        )
 
     def allowance(self) -> Allowance:
         day, month = self.budgets.day, self.budgets.month

@@ -6,6 +6,8 @@ count exactly: nine million dollars.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 
@@ -28,11 +30,30 @@ class Allowance(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def over(self, defaults: Allowance) -> Allowance:
         """These limits, and where there is none the default."""
+        return self._merged(defaults, lambda own, default: default if own is None else own)
+
+    def within(self, most: Allowance) -> Allowance:
+        """These limits, none of them higher than that of `most`."""
+        return self._merged(most, lambda own, bound: own if own is None or bound is None else min(own, bound))
+
+    def _merged(self, other: Allowance, pick: Callable[[int | None, int | None], int | None]) -> Allowance:
         return Allowance(
-            *(getattr(defaults, name) if (own := getattr(self, name)) is None else own for name in Allowance.__struct_fields__)
+            requests_per_minute=pick(self.requests_per_minute, other.requests_per_minute),
+            tokens_per_minute=pick(self.tokens_per_minute, other.tokens_per_minute),
+            runs=pick(self.runs, other.runs),
+            streams=pick(self.streams, other.streams),
+            day=_merged(self.day, other.day, pick),
+            month=_merged(self.month, other.month, pick),
         )
 
 
+def _merged(one: Budget | None, other: Budget | None, pick: Callable[[int | None, int | None], int | None]) -> Budget | None:
+    one, other = one or _ANY, other or _ANY
+    merged = Budget(pick(one.tokens, other.tokens), pick(one.nano, other.nano))
+    return None if merged == _ANY else merged
+
+
+_ANY = Budget()
 NO_LIMITS = Allowance()
 
 

@@ -35,13 +35,27 @@ async def done(*arguments: str, **environ: str) -> Any:
 async def test_a_key_from_its_making_to_its_end(backends: Addresses) -> None:
     configured = {"HEADGATE_BACKENDS__POSTGRES": backends.postgres, "HEADGATE_AUTH__MODE": "keys"}
     code, out, err = await keys(
-        "create", "--name", "ci", "--tenant", "cli", "--scope", "runs:read", "--scope", "admin", **configured
+        "create",
+        "--name",
+        "ci",
+        "--tenant",
+        "cli",
+        "--scope",
+        "runs:read",
+        "--scope",
+        "admin",
+        "--limits",
+        "{runs: 2}",
+        **configured,
     )
     assert code == 0
     assert TEXT.fullmatch(out)
     key_id = err.split()[0]
     assert err == f"{key_id} of tenant cli may admin, runs:read. It is shown this once:\n"
     (listed,) = await done("list", "--tenant", "cli", **configured)
+    assert listed["limits"]["runs"] == 2
+    mistaken = await keys("create", "--name", "ci", "--limits", "{runs: 0}", **configured)
+    assert mistaken == (2, "", "headgate: the configuration is not valid:\n  --limits: runs: Input should be greater than 0\n")
     assert (listed["id"], listed["prefix"], listed["status"], listed["scopes"]) == (
         key_id,
         out[:14],

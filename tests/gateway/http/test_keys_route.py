@@ -21,7 +21,8 @@ async def server(serve: Any, engine: Any) -> Any:
         {"key": "sk-a", "name": "alice", "tenant": "acme", "scopes": ["admin"]},
         {"key": "sk-b", "name": "bob", "tenant": "other", "scopes": ["admin"]},
     ]
-    return await serve(Settings.model_validate({"auth": {"mode": "keys", "keys": keys}}), engine)
+    limits = {"key": {"requests_per_minute": 60, "budgets": {"day": {"usd": 5}}}}
+    return await serve(Settings.model_validate({"auth": {"mode": "keys", "keys": keys}, "limits": limits}), engine)
 
 
 async def made(server: Any, key: str = "sk-a", **body: Any) -> Any:
@@ -48,11 +49,28 @@ async def test_what_is_made_is_shown_once_and_good_at_once(server: Any) -> None:
     assert re.fullmatch(r"key_[0-9a-f]{24}", key["id"])
     ends = {"expires_at": None, "revoked_at": None, "last_used_at": None}
     about = {"id": key["id"], "name": "ci", "tenant": "acme", "prefix": text[:14], "scopes": EVERYDAY, "status": "active", **ends}
+    assert key.pop("limits") is None
     assert key == about
     assert await status(server, text) == 200
     assert await status(server, text, KEYS) == 403
     assert [each["id"] for each in await listed(server)] == [key["id"]]
     assert text not in str(await listed(server))
+
+
+async def test_limits_of_its_own_are_none_that_the_configuration_would_not_allow(server: Any) -> None:
+    """Who hands out a tenant's keys could otherwise lift what the server's owner has limited."""
+    wanted = {"requests_per_minute": 600, "runs": 2, "budgets": {"day": {"tokens": 1000, "usd": 50}}}
+    limits = (await made(server, limits=wanted))["limits"]
+    assert limits == (await listed(server))[0]["limits"]
+    assert limits == {
+        "requests_per_minute": 60,
+        "tokens_per_minute": None,
+        "runs": 2,
+        "streams": None,
+        "budgets": {"day": {"tokens": 1000, "usd": "5"}, "month": None},
+    }
+    answer = await server.ask("POST", KEYS, headers=bearer("sk-a"), json={"name": "ci", "limits": {"runs": 0}})
+    assert_error(answer, 422)
 
 
 async def test_scopes_and_an_end_are_what_was_asked_for(server: Any) -> None:

@@ -12,6 +12,7 @@ from orchestrator.errors import RateLimited, TooManyStreams
 from orchestrator.http.refusal import pack, unpack
 from orchestrator.limits import refusals
 from orchestrator.limits.config import Limits as LimitsSettings
+from orchestrator.limits.config import LimitsOf
 from orchestrator.limits.headers import duration, rate_limit_headers
 from orchestrator.limits.plan import Limit, Plans, Policy, Spending
 from orchestrator.limits.quota import Allowance, Budget, Quota, Rate
@@ -101,6 +102,14 @@ class TestConfiguration:
         key = {"key": "sk-a", "name": "a", "limits": {"streams": 4}}
         settings = Settings.model_validate({"auth": {"mode": "keys", "keys": [key]}})
         assert settings.auth.keys[0].principal().limits == Allowance(streams=4)
+
+
+def test_a_keys_own_limits_stand_over_those_of_all_keys_one_by_one() -> None:
+    own, every = Allowance(runs=5, day=Budget(tokens=7)), Allowance(10, 20, 3, day=Budget(9, 11), month=Budget(1))
+    assert own.over(every) == Allowance(10, 20, 5, day=Budget(7, 11), month=Budget(1))
+    assert own.within(every) == Allowance(runs=3, day=Budget(tokens=7))
+    assert own.within(Allowance()) == own
+    assert LimitsOf.of(own) == LimitsOf.model_validate({"runs": 5, "budgets": {"day": {"tokens": 7}}})
 
 
 class TestPlans:
