@@ -74,12 +74,13 @@ def told(chat: Answer) -> list[Piece]:
 
 
 def logged(log: Iterable[Event]) -> list[Piece]:
-    """The deltas of a log."""
+    """The deltas of a log, less the name of who says them, which the chat door has in a header."""
     pieces = []
     for event in log:
         if event["type"] == "LLM_PARTIAL":
             payload = event.get("payload", {})
             # To protobuf an empty text is none, so an event that says nothing else is an empty delta.
+            payload = {field: value for field, value in payload.items() if field != "upstream"}
             said = {"content": event.get("message", "")} if "message" in event or not payload else {}
             choice = 0
             for field, value in payload.items():

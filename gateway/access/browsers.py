@@ -49,6 +49,8 @@ RESPONSE_HEADERS = (
     "x-workflow-id",
     "x-cache",
     "x-headgate-cache",
+    "x-headgate-upstream",
+    "x-headgate-attempt",
     "idempotency-replayed",
     "retry-after",
     "retry-after-ms",

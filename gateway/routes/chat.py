@@ -27,6 +27,7 @@ from gateway.transports.body import read_json_body
 from gateway.transports.drain import Drain
 from gateway.transports.pump import Pace, Pump, gather
 from gateway.transports.sink import ClientStalled, EventStreamSink
+from gateway.wire import served
 from gateway.wire.chat import ChatEncoder
 from gateway.wire.chat_approval import Decided, decided
 from gateway.wire.chat_chunk import completion_of
@@ -45,10 +46,10 @@ _BODY_TIMEOUT_S = 60.0
 
 _PATH = {"id": "`chatcmpl-…`, or the task's id."}
 _NAMES = {"X-Workflow-ID": "The run behind the answer: `task-…`."}
-_WHOLE = Reply(200, "The answer, whole or as a stream.", Completion, headers=_NAMES, also=EVENT_STREAM)
+_WHOLE = Reply(200, "The answer, whole or as a stream.", Completion, headers={**_NAMES, **served.TOLD}, also=EVENT_STREAM)
 _CREATE = Operation(
     "chat",
-    (_WHOLE._replace(headers={**_NAMES, **REPLAYED, **caching.TOLD, **RATE_LIMITS}),),
+    (_WHOLE._replace(headers={**_NAMES, **served.TOLD, **REPLAYED, **caching.TOLD, **RATE_LIMITS}),),
     body=ChatBody,
     headers={
         "X-Headgate-Stream-Ids": "`true`: chunks carry the positions of their events as `id:` lines.",
@@ -200,7 +201,7 @@ class ChatRoutes:
         self, pump: Pump, request: web.Request, subscription: Subscription, encoder: ChatEncoder
     ) -> tuple[web.StreamResponse, HeadgateError | None]:
         """The answer, and what broke it off."""
-        sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s)
+        sink = EventStreamSink(request, stall_timeout_s=self._stall_timeout_s, more=encoder.headers)
         self._metrics.stream_opened()
         try:
             broken = await pump.run(subscription, encoder, sink, request[PRINCIPAL])
@@ -217,7 +218,7 @@ class ChatRoutes:
         fold = CompletionFold(run, turn_after)
         async with self._drain.until_closed(bearer):
             await gather(subscription, fold)
-        return web.Response(body=fold.body(), content_type="application/json")
+        return web.Response(body=fold.body(), content_type="application/json", headers=fold.headers())
 
 
 def _age_observer(observe: Callable[[float], None], clock: Callable[[], float]) -> Callable[[Sequence[Entry | Gap]], None]:

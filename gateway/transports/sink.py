@@ -7,7 +7,7 @@ byte for `stall_timeout_s` is cut off. What is in memory for it is the transport
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 from aiohttp import web
@@ -42,16 +42,22 @@ EVENT_STREAM_HEADERS = {
 
 
 class EventStreamSink:
-    """Server-sent events as the body of one HTTP response, never compressed."""
+    """Server-sent events as the body of one HTTP response, never compressed. `more` headers are known when it starts."""
 
     def __init__(
-        self, request: web.Request, *, stall_timeout_s: float, headers: Mapping[str, str] = EVENT_STREAM_HEADERS
+        self,
+        request: web.Request,
+        *,
+        stall_timeout_s: float,
+        headers: Mapping[str, str] = EVENT_STREAM_HEADERS,
+        more: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.response = web.StreamResponse(headers=headers)
         self._request = request
         self._protocol = request.protocol
         self._writer: StreamWriter | None = None
         self._stall_timeout_s = stall_timeout_s
+        self._more = more
 
     @property
     def started(self) -> bool:
@@ -59,6 +65,7 @@ class EventStreamSink:
 
     async def start(self) -> None:
         if self._writer is None:
+            self.response.headers.update(self._more())
             self._writer = cast(StreamWriter, await self.response.prepare(self._request))
 
     async def write(self, frames: bytes) -> None:

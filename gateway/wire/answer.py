@@ -16,6 +16,7 @@ import msgspec
 from gateway.errors import MalformedEvent, RunCancelled
 from gateway.wire import answer_payloads as payloads
 from gateway.wire.answer_choice import Choice, What
+from gateway.wire.served import Served
 from orchestrator.errors import Failure
 from orchestrator.events import Entry, Event, EventType
 from orchestrator.upstreams.upstream import Usage
@@ -59,6 +60,7 @@ class Answer:
         self.usage = Usage()
         self.streamed = False
         """The log has deltas. An archived one has none."""
+        self.served = Served()
         self._agents = agents
         self._counted = False
         self._finish_reason: str | None = None
@@ -96,13 +98,19 @@ class Answer:
             case EventType.LLM_PARTIAL:
                 if event.agent_id in self._agents:
                     self.streamed = True
+                    if payload and not self.served.known:
+                        self.served.by(payload)
                     yield from self._partial(event.message, msgspec.convert(payload, payloads.Partial))
             case EventType.LLM_OUTPUT:
                 if (spent := payloads.usage(payload)) is not None:
                     self._counted, self.usage = True, self.usage.plus(spent)
                 if event.agent_id in self._agents:
+                    if not self.served.known:
+                        self.served.by(payload)
                     for whole in payloads.wholes(event.message, payload):
                         yield from self._rest_of(whole)
+            case EventType.AGENT_RETRYING if event.agent_id in self._agents:
+                self.served.again()
             case EventType.OUTPUT_RESET:
                 if event.agent_id in self._agents:
                     yield from self._reset(msgspec.convert(payload, payloads.Reset))

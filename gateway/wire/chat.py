@@ -74,6 +74,10 @@ class ChatEncoder:
             plain = self._plain
         return b"".join(out)
 
+    def headers(self) -> dict[str, str]:
+        """What the response's headers say of the answer, as far as it has been given."""
+        return self._answer.headers()
+
     def conclude(self) -> bytes:
         """A chat stream is folded from the log's beginning, so a log without its end gives none."""
         return b""

@@ -22,12 +22,17 @@ class ChatAnswer(Answer):
     def __init__(self, run: Run, after: str | None = None) -> None:
         super().__init__(run.answers)
         self._run_id = run.id
+        self._cached = run.cached is not None
         self._waits = run.options.wait
         self._aside = run.options.reasoning
         self._after = after
         self._speaker: str | None = None
         self._unheard: set[str] = set()
         """Agents that began to speak while another did."""
+
+    def headers(self) -> dict[str, str]:
+        """What is known by now of who gave the answer. One that is given again was given by nobody now."""
+        return {} if self._cached else self.served.headers()
 
     def fold(self, entry: Entry) -> list[Piece]:
         event = entry.event

@@ -94,6 +94,10 @@ class CompletionFold:
             else:
                 self._entry(item)
 
+    def headers(self) -> dict[str, str]:
+        """What the response's headers say of the answer."""
+        return self._answer.headers()
+
     def body(self) -> bytes:
         """The `chat.completion` object as JSON."""
         return msgspec.json.encode(self.object())

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from orchestrator.agents.call import UpstreamCall
 from orchestrator.agents.history import Past
 from orchestrator.agents.splice import Reset, Splice
@@ -100,6 +102,7 @@ class Speech:
         if events:
             if call.first_at is None:
                 self._first(call)
+                events[0] = _from(call, events[0])
             self._voice.writer.emit(*events)
 
     def end(self) -> Sequence[str | None]:
@@ -151,3 +154,8 @@ class Speech:
                 self._metrics.upstream_note(what)
             case Delta():
                 raise AssertionError("deltas are said, not noted")
+
+
+def _from(call: UpstreamCall, first: Event) -> Event:
+    """A call's first delta, with the name of the upstream that gives it."""
+    return msgspec.structs.replace(first, payload={**(first.payload or {}), "upstream": call.upstream})

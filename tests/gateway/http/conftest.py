@@ -164,6 +164,7 @@ async def engine(witness: Witness) -> AsyncIterator[Engine]:
         "headgate-demo": {"plan": {"agent": agent}, "durability": "none"},
         "durable": {"plan": {"agent": agent}},
         "patient": {"plan": {"agent": agent}, "durability": "none", "on_disconnect": "continue"},
+        "stubborn": {"plan": {"agent": {**agent, "route": {"retry": {"attempts": 3, "delay_s": 0.01}}}}, "durability": "none"},
         "priced": {"plan": {"agent": agent}, "durability": "none", "price": {"input": 2.5, "output": 10}},
         "cached": {"plan": {"agent": agent}, "durability": "none", "cache": {"exact": True}},
         "cached-at-any": {"plan": {"agent": agent}, "durability": "none", "cache": {"exact": True, "any_temperature": True}},

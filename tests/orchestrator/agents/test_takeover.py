@@ -98,7 +98,7 @@ async def test_reasoning_and_text_are_repeated_silently(world: World) -> None:
     events = await world.events(job.run.id)
     assert said(events) == "one two three four five"
     assert "OUTPUT_RESET" not in types(events)
-    assert "".join(event.payload["reasoning"] for event in events if event.type == "LLM_PARTIAL" and event.payload) == "Hm. "
+    assert "".join((event.payload or {}).get("reasoning", "") for event in events if event.type == "LLM_PARTIAL") == "Hm. "
 
 
 async def test_a_live_attempt_is_waited_for_and_not_disturbed(world: World) -> None:
