@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 
-from headgate.answers import Task, UsageSum
+from headgate.answers import Task, UsageGroup, UsageSum
 from headgate.async_client import AsyncClient, StreamOptions, raise_unless_completed
 from headgate.async_stream import AsyncEventStream
 from headgate.calls import TaskOptions
@@ -109,10 +109,17 @@ async def usage(client: AsyncClient, arguments: Namespace) -> None:
     if arguments.json:
         print_json(report)
         return
-    counts = ("RUNS", "PROMPT", "ANSWER", "USD")
-    rows = [(group.day or "", group.key_id or "", group.model or "", *_counts(group)) for group in report.groups]
-    print_table(("DAY", "KEY", "MODEL", *counts), [*rows, ("", "", "total", *_counts(report.total))])
+    names = [name for name in ("day", "key", "model") if name in arguments.by]
+    table = [(*(_named(group, name) for name in names), *_counts(group)) for group in report.groups]
+    total = ("total", *[""] * (len(names) - 1)) if names else ()
+    print_table(
+        (*(name.upper() for name in names), "RUNS", "PROMPT", "ANSWER", "USD"), [*table, (*total, *_counts(report.total))]
+    )
     note(f"{report.first} to {report.last}, as of {report.as_of}")
+
+
+def _named(group: UsageGroup, name: str) -> str:
+    return {"day": group.day, "key": group.key_id, "model": group.model}[name] or ""
 
 
 def _counts(used: UsageSum) -> tuple[str, str, str, str]:

@@ -150,8 +150,9 @@ class Meter:
         paid, self._granted = self._granted, []
         for purse, granted in zip(self._purses, paid, strict=True):
             used = usage.prompt_tokens + usage.completion_tokens
+            unused = self._prompt + self._second + granted - used
             try:
-                await purse.end(used - self._prompt - self._told, self._prompt + self._second + granted - used)
+                await purse.end(used - self._prompt - self._told, unused, granted - usage.completion_tokens)
             except HeadgateError as error:
                 _log.warning("what a call did not use is not given back: %s", error)
 
@@ -203,7 +204,7 @@ class Meter:
 
     async def _give_back(self, begun: Sequence[Begun], prompt: int) -> None:
         for purse, given in zip(self._purses, begun, strict=False):
-            await purse.end(-prompt, prompt + given.granted)
+            await purse.end(-prompt, prompt + given.granted, given.granted)
 
     def _hit(self, purse: Purse) -> None:
         if self.wall is None:

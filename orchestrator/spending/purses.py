@@ -38,8 +38,11 @@ class Purse(Protocol):
     async def more(self, used: int, wanted: int) -> int:
         """`used` more tokens of the call's answer are used. Returns how many more it has, up to `wanted`. 0: that was all."""
 
-    async def end(self, used: int, unused: int) -> None:
-        """The call used so many more (negative: fewer) than it told so far, prompt included, and has no use for the rest."""
+    async def end(self, used: int, unused: int, unsaid: int) -> None:
+        """The call used so many more (negative: fewer) than it told so far, prompt included, and has no use for the rest.
+
+        `unsaid` is how much of that was for its answer.
+        """
 
     def standing(self) -> dict[str, Any] | None:
         """The payload of `BUDGET_THRESHOLD` when it is empty, if it is one that tells."""
@@ -70,7 +73,7 @@ class RunPurse:
         granted, _ = await self._spend(used, wanted)
         return granted
 
-    async def end(self, used: int, unused: int) -> None:
+    async def end(self, used: int, unused: int, unsaid: int) -> None:
         await self._spend(used, -unused)
 
     async def _spend(self, used: int, wanted: int) -> tuple[int, int]:
@@ -109,20 +112,27 @@ class LimitsPurse:
         self._limits = limits
         self._run = run
         self._first = first
+        self._spare = 0
 
     async def begin(self, prompt: int, wanted: int) -> Begun | None:
         first, self._first = self._first, None
         if first is not None and prompt <= first.prompt and first.begun.granted:
             return first.begun
-        paid, have = (0, 0) if first is None else (first.prompt, first.begun.granted)
-        granted = await self._ask(max(prompt - paid, 0), wanted)
-        return Begun(have + granted, have + granted if granted < wanted else None) if granted else None
+        paid, have = (0, self._spare) if first is None else (first.prompt, first.begun.granted)
+        missing = max(wanted - have, 0)
+        extra = max(prompt - paid, 0)
+        granted = await self._ask(extra, max(missing, 1)) if extra or missing else 0
+        if have + granted <= 0 or (extra and not granted):
+            return None
+        self._spare = 0
+        return Begun(have + granted, have + granted if granted < missing else None)
 
     async def more(self, used: int, wanted: int) -> int:
         return await self._ask(0, wanted) if wanted else 0
 
-    async def end(self, used: int, unused: int) -> None:
-        """What a run has used is settled once, when it has ended."""
+    async def end(self, used: int, unused: int, unsaid: int) -> None:
+        """What a run has used is settled once, when it has ended. Until then the agent's next call has what this one left."""
+        self._spare += unsaid
 
     def standing(self) -> None:
         """How a tenant's or a key's budget stands is not for every reader of a run."""

@@ -114,6 +114,7 @@ class FlakyServer:
             {**total, "runs": 2, "key_id": "alice", "model": None, "day": "2026-11-19"},
             {**total, "runs": 1, "key_id": "bob", "model": None, "day": "2026-11-20", "cost_usd": None, "cost_nano_usd": None},
         ]
+        groups = groups if "group_by" in request.query else []
         return web.json_response({"from": "2026-11-01", "to": "2026-11-20", "as_of": AT, "groups": groups, "total": total})
 
     async def sse(self, request: web.Request) -> web.StreamResponse:

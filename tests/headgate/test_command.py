@@ -86,18 +86,19 @@ async def test_usage_is_a_table_for_people_and_what_the_server_says_for_programs
     async with serving(server) as url:
         assert await headgate(*asked, "--url", url) == (
             0,
-            "DAY         KEY    MODEL  RUNS  PROMPT  ANSWER  USD\n"
-            "2026-11-19  alice         2     10      20      0.000225\n"
-            "2026-11-20  bob           1     10      20\n"
-            "                   total  3     10      20      0.000225\n",
+            "DAY         KEY    RUNS  PROMPT  ANSWER  USD\n"
+            "2026-11-19  alice  2     10      20      0.000225\n"
+            "2026-11-20  bob    1     10      20\n"
+            "total              3     10      20      0.000225\n",
             f"2026-11-01 to 2026-11-20, as of {AT}\n",
         )
+        assert (await headgate("usage", "--url", url))[1] == "RUNS  PROMPT  ANSWER  USD\n3     10      20      0.000225\n"
         code, out, err = await headgate("usage", "--url", url, "--json")
         assert (code, json.loads(out)["total"]["cost_nano_usd"], json.loads(out)["from"], err) == (0, 225_000, "2026-11-01", "")
         assert (await headgate("usage", "--from", "yesterday", "--url", url))[0] == 2
         assert (await headgate("usage", "--by", "tenant", "--url", url))[0] == 2
     paths = [path for _, path in server.requests]
-    assert paths == ["/api/v1/usage?from=2026-11-01&to=2026-11-20&group_by=key,day", "/api/v1/usage"]
+    assert paths == ["/api/v1/usage?from=2026-11-01&to=2026-11-20&group_by=key,day", "/api/v1/usage", "/api/v1/usage"]
 
 
 async def test_ctrl_c_cancels_the_task() -> None:

@@ -46,7 +46,7 @@ class Purse:
         self.left -= given
         return given
 
-    async def end(self, used: int, unused: int) -> None:
+    async def end(self, used: int, unused: int, unsaid: int) -> None:
         self.asked.append(("end", used, unused))
         self.left += unused
 
