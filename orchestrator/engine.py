@@ -211,8 +211,8 @@ class SessionListing(msgspec.Struct, frozen=True):
 
 class Engine(Protocol):
     async def submit(self, principal: Principal, submission: Submission) -> Run:
-        """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, Unavailable; RunConflict where it
-        is to have the id of another.
+        """Start a run. When this returns, its log exists. Raises ModelNotFound, InvalidRequest, RateLimited,
+        BudgetExceeded, Unavailable; RunConflict where it is to have the id of another.
 
         A repeated submission, by its idempotency key, gets the run that the first one began, from whichever process, unless that
         run has ended in a failure that a retry can help, or because its client left: then one of the repetitions begins another.

@@ -149,8 +149,8 @@ class LocalEngine:
         if not is_run_id(run_id):
             raise InvalidRequest("A workflow_id is `task-` and 32 hexadecimal digits.", param="workflow_id")
         try:
-            if await self._store.run(run_id) is not None:
-                raise LogExists
+            if await self._log.run(run_id) is not None or await self._store.run(run_id) is not None:
+                raise LogExists  # before limits take it for a run that begins
             return await self._begin(run_id, principal, submission, resolved)
         except LogExists:
             raise RunConflict("There is a run with this workflow_id already.", code="workflow_exists") from None
@@ -207,7 +207,7 @@ class LocalEngine:
         )
         counts = self._limits.counts_tokens(principal)
         wants = await estimate(self._tokens, submission, resolved) if counts else None
-        shared = submission.idempotency is not None
+        shared = submission.idempotency is not None or submission.run_id is not None
         admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=shared)
         run = msgspec.structs.replace(run, hold=admitted.hold)
         try:

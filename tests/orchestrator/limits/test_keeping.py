@@ -9,15 +9,16 @@ from contextlib import AsyncExitStack
 import pytest
 
 from orchestrator.embedded import Addresses
-from orchestrator.errors import RateLimited
+from orchestrator.errors import RateLimited, RunConflict
 from orchestrator.events import Event, EventType, encode, timestamp
 from orchestrator.limits.keeper import Keeper
 from orchestrator.limits.plan import Policy
-from orchestrator.limits.quota import Allowance
+from orchestrator.limits.quota import Allowance, Budget
 from orchestrator.limits.redis import RedisLimits
 from orchestrator.runs import Principal, Run, RunRequest, RunState
 from orchestrator.streamlog.log import Fenced
 from orchestrator.streamlog.redis import RedisLog
+from tests.orchestrator.engines import ACME, an_engine, script
 from tests.orchestrator.limits.conftest import DAY_MS, Clock
 
 pytestmark = pytest.mark.local
@@ -101,3 +102,26 @@ async def test_each_run_is_looked_up_once(house: House) -> None:
     for active in ([run.id], [run.id], [], [run.id]):
         await keeper.keep(active)
     assert asked == [run.id, run.id]
+
+
+async def test_a_run_that_there_is_already_is_not_let_in_again(backends: Addresses) -> None:
+    """Whoever chose the id of a run that goes on was charged for it, and that run's reservation was forgotten by the conflict."""
+    prefix = f"keeping{next(_prefixes)}"
+    every = Allowance(requests_per_minute=10, day=Budget(tokens=5_000))
+    async with (
+        RedisLog(backends.redis, prefix=prefix) as log,
+        RedisLimits(log.connection, Policy(key=every), prefix=prefix) as limits,
+        an_engine(log=log, limits=limits) as engine,
+    ):
+        chosen = script('say "Hello"; hang', run_id=f"task-{1:032x}")
+        first = await engine.submit(ACME, chosen)
+        for _ in range(3):
+            with pytest.raises(RunConflict):
+                await engine.submit(ACME, chosen)
+        assert first.quota is not None
+        assert first.quota.requests is not None
+        second = await engine.submit(ACME, script('say "Hello"'))
+        assert second.quota is not None
+        assert second.quota.requests is not None
+        assert (first.quota.requests.remaining, second.quota.requests.remaining) == (9, 8)
+        await engine.cancel(ACME, first.id)
