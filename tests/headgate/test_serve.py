@@ -10,9 +10,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+
+from gateway.settings import Settings
+from headgate.serve import admitting
 
 ANSWER = "No model was asked"
 
@@ -108,3 +112,15 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
                     pass
                 process.send_signal(signal.SIGINT)
                 assert await process.wait() == -signal.SIGINT
+
+
+@pytest.mark.parametrize(("sections", "said"), [
+    ({}, "auth.mode is off: every program on this machine may do everything, at every door."),
+    ({"role": "gateway"}, "auth.mode is off: every program on this machine may do everything, at every door."),
+    ({"role": "orchestrator"}, None),  # whose one door asks for signatures
+    ({"auth": {"mode": "keys"}}, "The configuration lists no keys: `headgate keys create` makes one, now or later."),
+    ({"auth": {"mode": "keys", "keys": [{"key": "k", "name": "a"}]}}, None),
+    ({"auth": {"mode": "keys", "jwt": {"issuer": "i", "audience": "a", "secret": "x" * 32}}}, None),
+])  # fmt: skip
+def test_who_may_come_in_is_said_at_the_start(sections: dict[str, Any], said: str | None) -> None:
+    assert admitting(Settings.model_validate({"orchestrator": {"secret": "x" * 16}, **sections})) == said
