@@ -16,7 +16,7 @@ from gateway.access import caching
 from gateway.access.caching import cache_found, cache_use
 from gateway.access.idempotency import REPLAYED, SENT, idempotency
 from gateway.access.rules import Access
-from gateway.departures import Departures
+from gateway.departures import Departures, Policy
 from gateway.edge import PRINCIPAL, about_run
 from gateway.errors import AccessEnded, RunInProgress
 from gateway.observe.metrics import GatewayMetrics
@@ -27,6 +27,7 @@ from gateway.transports.body import read_json_body
 from gateway.transports.drain import Drain
 from gateway.transports.pump import Pace, Pump, gather
 from gateway.transports.sink import ClientStalled, EventStreamSink
+from gateway.turns import Turns
 from gateway.wire import served
 from gateway.wire.chat import ChatEncoder
 from gateway.wire.chat_approval import Decided, decided
@@ -36,11 +37,10 @@ from gateway.wire.completion import CompletionFold
 from gateway.wire.openai_models import Completion, CompletionCancelled, RetrieveQuery
 from gateway.wire.operation import EVENT_STREAM, Operation, Reply
 from gateway.wire.rate_limits import RATE_LIMITS
-from orchestrator.access import allow
 from orchestrator.engine import Engine, Subscription
-from orchestrator.errors import HeadgateError, RunConflict, RunNotFound
-from orchestrator.events import Entry, EventType, Gap
-from orchestrator.runs import Principal, Run, Scope, is_run_id
+from orchestrator.errors import HeadgateError, ModelNotFound, RunNotFound
+from orchestrator.events import Entry, Gap
+from orchestrator.runs import Principal, Run, is_run_id
 
 _BODY_TIMEOUT_S = 60.0
 
@@ -75,6 +75,7 @@ class ChatRoutes:
         self._engine = engine
         self._drain = drain
         self._departures = departures
+        self._turns = Turns(engine)
         self._metrics = metrics
         self._max_body_bytes = int(settings.server.max_body_bytes)
         self._stall_timeout_s = settings.streams.stall_timeout_s
@@ -125,11 +126,10 @@ class ChatRoutes:
     async def _go_on(self, request: web.Request, asked: ChatRequest, said: Decided) -> web.StreamResponse:
         """The next turn of a run that waits for the decision which the conversation ends with."""
         principal, approval = request[PRINCIPAL], said.decision.approval_id
-        allow(principal, Scope.APPROVALS_DECIDE)
+        await self._turns.decide(principal, said)
         run = await self._engine.get(principal, said.run_id)
         about_run(request, run.id)
-        await self._decide(principal, run.id, said)
-        policy = self._engine.resolve(run.model).entry.on_disconnect if asked.on_disconnect is None else asked.on_disconnect
+        policy = self._policy(run.model) if asked.on_disconnect is None else asked.on_disconnect
         run = msgspec.structs.replace(run, options=asked.submission.options)
         with self._drain.answer(), self._departures.reader(run.id):
             try:
@@ -139,24 +139,18 @@ class ChatRoutes:
                     encoder = ChatEncoder(run, turn_after=approval)
                     response, broken = await self._stream(self._resumed, request, subscription, encoder)
             except (asyncio.CancelledError, ConnectionError):
-                self._departures.leave(principal, run, policy, shared=False)
+                self._departures.leave(principal, run, policy, shared=True)
                 raise
             if isinstance(broken, AccessEnded):
-                self._departures.leave(principal, run, policy, shared=False)
+                self._departures.leave(principal, run, policy, shared=True)
             return response
 
-    async def _decide(self, principal: Principal, run_id: str, said: Decided) -> None:
-        """Once. A client that sends the same again, because its answer was lost, gets the same answer again."""
+    def _policy(self, model: str) -> Policy:
+        """What leaving does. The model may have gone since the run began."""
         try:
-            await self._engine.decide(principal, run_id, said.decision)
-        except RunConflict as conflict:
-            history = await self._engine.history(principal, run_id, limit=1000, types={EventType.APPROVAL_DECISION})
-            payloads = [entry.event.payload or {} for entry in history.entries]
-            if not any(
-                each.get("approval_id") == said.decision.approval_id and each.get("approved") == said.decision.approved
-                for each in payloads
-            ):
-                raise conflict
+            return self._engine.resolve(model).entry.on_disconnect
+        except ModelNotFound:
+            return "cancel"
 
     async def retrieve(self, request: web.Request) -> web.StreamResponse:
         """Read a completion again, or go on reading.
@@ -166,7 +160,7 @@ class ChatRoutes:
         """
         run, turn_after = await self._find(request)
         streamed = asks_for_stream(request)
-        if not streamed and not run.state.ended:
+        if not streamed and not await self._turns.over(request[PRINCIPAL], run, turn_after):
             raise RunInProgress
         point = resume_point(request)
         with self._drain.answer(), self._departures.reader(run.id):
@@ -193,7 +187,7 @@ class ChatRoutes:
         run_id, turn_after = completion_of(request.match_info["id"])
         if not is_run_id(run_id):
             raise RunNotFound
-        run = await self._engine.get(request[PRINCIPAL], run_id)
+        run = await self._turns.find(request[PRINCIPAL], run_id, turn_after)
         about_run(request, run.id)
         return run, turn_after
 

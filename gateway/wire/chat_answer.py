@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gateway.wire.answer import Answer, Completed, Failed, Piece, Said
+from gateway.errors import OutputReset
+from gateway.wire.answer import Answer, Completed, Failed, Piece, Said, Unsaid
 from gateway.wire.chat_approval import call_of
 from orchestrator.events import Entry, Event, EventType
 from orchestrator.runs import Run
@@ -26,6 +27,7 @@ class ChatAnswer(Answer):
         self._waits = run.options.wait
         self._aside = run.options.reasoning
         self._after = after
+        self._said_before: list[int] = []
         self._speaker: str | None = None
         self._unheard: set[str] = set()
         """Agents that began to speak while another did."""
@@ -36,11 +38,12 @@ class ChatAnswer(Answer):
 
     def fold(self, entry: Entry) -> list[Piece]:
         event = entry.event
-        if event.type == EventType.APPROVAL_REQUESTED and not self._waits:
+        if event.type == EventType.APPROVAL_REQUESTED and (self._after is not None or not self._waits):
             return self._asked(event.payload or {})
         pieces = super().fold(entry)
         if self._after is not None:
             return [piece for piece in pieces if isinstance(piece, Completed | Failed)]
+        pieces = [self._of_this_turn(piece) for piece in pieces]
         if self._aside and event.agent_id is not None and event.agent_id not in self._agents:
             pieces += [Said(0, "reasoning", text) for text in self._told(event, event.agent_id)]
             if pieces:
@@ -48,6 +51,8 @@ class ChatAnswer(Answer):
         return pieces
 
     def concerns(self, event: Event) -> bool:
+        if self._after is not None:
+            return True  # it was told in an earlier turn, if it was to be told
         return super().concerns(event) or (event.type == EventType.APPROVAL_REQUESTED and not self._waits)
 
     def _asked(self, payload: Mapping[str, Any]) -> list[Piece]:
@@ -62,8 +67,16 @@ class ChatAnswer(Answer):
     def _begin(self) -> None:
         """What was used before has been told; what was said stays said."""
         self.usage, self._counted = Usage(), False
+        self._said_before = [choice.content_chars for choice in self.choices]
         for choice in self.choices:
             choice.begin_turn()
+
+    def _of_this_turn(self, piece: Piece) -> Piece:
+        """Text that is void is counted from where the turn began; what an earlier one said cannot be taken back."""
+        if not isinstance(piece, Unsaid) or piece.choice >= len(self._said_before):
+            return piece
+        offset = piece.offset - self._said_before[piece.choice]
+        return Failed(OutputReset().failure()) if offset < 0 else Unsaid(piece.choice, offset)
 
     def _told(self, event: Event, agent: str) -> Iterator[str]:
         match event.type:

@@ -18,6 +18,7 @@ from orchestrator.engine import Decision
 from orchestrator.errors import InvalidRequest
 
 TOOL = "request_approval"
+MAX_WORDS = 10_000
 
 _CALL_ID = re.compile(r"call_([0-9a-f]{32})_([^\s]{1,500})")
 _YES = frozenset({"approve", "approved", "yes", "y", "true", "ok", "okay", "1"})
@@ -48,25 +49,28 @@ def decided(messages: Sequence[Mapping[str, Any]]) -> Decided | None:
         if message.get("role") != "tool":
             return None
         if match := _CALL_ID.fullmatch(str(message.get("tool_call_id", ""))):
-            approved, feedback = _verdict(_text(message.get("content")), f"messages[{place}].content")
-            decision = Decision(approval_id=unquote(match[2]), approved=approved, feedback=feedback)
-            return Decided(f"task-{match[1]}", decision)
+            said = _verdict(_text(message.get("content")), f"messages[{place}].content")
+            return Decided(f"task-{match[1]}", Decision(approval_id=unquote(match[2]), **said))
     return None
 
 
-def _verdict(text: str, param: str) -> tuple[bool, str | None]:
+def _verdict(text: str, param: str) -> dict[str, Any]:
+    """The fields of a decision."""
     try:
         said = msgspec.json.decode(text)
     except msgspec.DecodeError:
-        said = text.strip().strip(".!").lower()
+        said = text
+    word = str(said).strip().strip(".!").lower()
     match said:
         case bool():
-            return said, None
-        case {"approved": bool() as approved, **rest}:
-            feedback = rest.get("feedback")
-            return approved, feedback if isinstance(feedback, str) else None
-        case str() | int() if str(said).lower() in _YES | _NO:
-            return str(said).lower() in _YES, None
+            return {"approved": said}
+        case {"approved": bool() as approved}:
+            words = {name: said.get(name) for name in ("feedback", "modified_action")}
+            if any(isinstance(each, str) and len(each) > MAX_WORDS for each in words.values()):
+                raise InvalidRequest(f"'feedback' and 'modified_action' have at most {MAX_WORDS} characters.", param=param)
+            return {"approved": approved, **{name: each for name, each in words.items() if isinstance(each, str)}}
+        case str() | int() if word in _YES | _NO:
+            return {"approved": word in _YES}
         case _:
             raise InvalidRequest(_HOW, param=param)
 

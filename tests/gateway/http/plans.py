@@ -50,7 +50,7 @@ PLANS: Mapping[str, Any] = {
         SPEAK,
     ),
     "hangs": model(agent("first", 'say "one"'), agent("stuck", "hang", answers=True)),
-    "says-before": model(agent("intro", 'say "Shall I? "', answers=True), on_disconnect="continue"),
+    "then-hangs": model(approval("ok"), agent("stuck", 'say "wait"; hang', answers=True)),
 }
 
 
