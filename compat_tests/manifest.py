@@ -110,6 +110,11 @@ MANIFEST: Mapping[str, Promised] = {
     "fault.whole-upstream": Promised("An upstream that does not stream is understood.", "design §6"),
     "fault.error-in-success": Promised("A 200 that is no answer is a failure.", "P23"),
     "fault.odd-tools": Promised("Odd tool calls are passed through, never invented.", "P23"),
+    "spend.budget": Promised(
+        "A run that has used its tokens stops in time, completes with `length`, and says why at the native doors.", "P14, P17"
+    ),
+    "spend.ledger": Promised("What a client that left has used is counted, once.", "§1 [18], P17"),
+    "spend.headers": Promised("An answer names the upstream of its first output, and the try.", "§3"),
     "cache.hit": Promised(
         "The same question to a model with a cache is given the same answer, by a run of its own, and `X-Cache` says so.", "§3"
     ),
