@@ -50,6 +50,7 @@ from orchestrator.streamlog.archive import Archive
 from orchestrator.streamlog.fanout import Fanout
 from orchestrator.streamlog.log import Log
 from orchestrator.streamlog.redis import RedisLog
+from orchestrator.submissions import Submissions
 from orchestrator.tools.config import ToolConfig
 from orchestrator.tools.registry import Tools
 from orchestrator.upstreams.config import UpstreamConfig, secrets_of
@@ -224,17 +225,12 @@ async def engine(config: Configuration, parts: Parts, tools: Tools | None = None
         control = Control(log=log, records=records, herald=herald, approvals=approvals, desk=desk, gates=gates, temporal=temporal)
         stack.push_async_callback(control.close)
         catalog = Catalog(config.models)
-        local = LocalEngine(
+        submissions = Submissions(
             log=log,
             fanout=fanout,
             store=store,
-            records=records,
-            control=control,
-            publishing=Publishing(log, approvals, clock),
-            catalog=catalog,
-            recall=Recall(log, records, parts.tokens),
             planner=Planner(catalog, config.upstreams, config.tools),
-            upstreams=parts.upstreams,
+            recall=Recall(log, records, parts.tokens),
             inline=inline,
             temporal=temporal,
             ender=ender,
@@ -245,8 +241,21 @@ async def engine(config: Configuration, parts: Parts, tools: Tools | None = None
             clock=clock,
             random_bytes=secrets.token_bytes,
         )
-        stack.push_async_callback(local.close)
-        yield local
+        stack.push_async_callback(submissions.close)
+        yield LocalEngine(
+            log=log,
+            fanout=fanout,
+            store=store,
+            records=records,
+            submissions=submissions,
+            control=control,
+            publishing=Publishing(log, approvals, clock),
+            catalog=catalog,
+            upstreams=parts.upstreams,
+            temporal=temporal,
+            limits=parts.limits,
+            clock=clock,
+        )
 
 
 def _secrets(config: Configuration) -> list[str]:

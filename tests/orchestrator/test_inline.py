@@ -28,7 +28,7 @@ async def test_to_the_end(process: Process) -> None:
     run_id = await process.submit('say "one two"', "direct")
     events = await process.events(run_id)
     assert payload(events[-2])["result"] == "one two"
-    await asyncio.gather(*process.engine._inline._tasks)
+    await asyncio.gather(*process.engine._submissions._inline._tasks)
     assert process.metrics.calls == ["started", "first token", RunState.COMPLETED]
 
 

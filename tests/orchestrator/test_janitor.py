@@ -215,7 +215,7 @@ class TestDurable:
         parts = process.engine
         return Janitor(
             process.log,
-            parts._ender,
+            parts._submissions._ender,
             parts._temporal,
             Keeper(process.log.run, Unlimited()),
             SystemClock(),

@@ -141,7 +141,7 @@ async def test_an_agent_that_was_stopped_before_its_workflow_heard_of_it_closes_
     async with shared.process() as process:
         run_id = await process.submit("hang")
         await shared.upstream.witness.nth(0)
-        assert process.engine._inline._desk.stop(run_id, Stop("cancelled", "enough", "key-1"))
+        assert process.engine._submissions._inline._desk.stop(run_id, Stop("cancelled", "enough", "key-1"))
         events = await process.events(run_id)
         history = await history_of(shared, run_id)
     assert kinds(events)[-2:] == ["WORKFLOW_CANCELLED", "STREAM_END"]
@@ -243,4 +243,4 @@ async def test_what_temporal_knows_of_a_run(shared: Shared) -> None:
         await temporal.cancel(missing, None)
         await temporal.start(run, request)  # refused as a duplicate, which is no failure
         assert await temporal.execution(run) is Execution.FAILED
-        process.engine._inline._desk.stop(run_id, Stop("shutdown"))
+        process.engine._submissions._inline._desk.stop(run_id, Stop("shutdown"))
