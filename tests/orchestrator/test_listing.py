@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from orchestrator.engine import Engine, SessionListing
 from orchestrator.errors import RunNotFound, SessionNotFound
 from orchestrator.metrics import NoMetrics
-from orchestrator.runs import Run, RunFilter, RunState
+from orchestrator.runs import Principal, Run, RunFilter, RunState, Scope
+from orchestrator.spending.report import UsageQuery
 from orchestrator.store.memory import MemoryRuns
 from tests.orchestrator.apart import Shape
 from tests.orchestrator.engines import ACME, OTHER, an_engine, script, until
@@ -168,3 +170,25 @@ async def test_an_old_session_that_is_used_again_is_listed_whole(engine: Engine,
     assert [(each.id, each.runs, each.created_ms) for each in listing.sessions] == [("old", 2, first.created_ms)]
     assert listing.total == 3
     await engine.cancel(ACME, running.id)
+
+
+async def test_usage_is_the_tenants_for_an_administrator_and_ones_own_for_others(archive: Archived, engine: Engine) -> None:
+    mine, another = ACME, Principal(ACME.tenant, "key-9")
+    admin = Principal(ACME.tenant, "boss", frozenset({Scope.ADMIN}))
+    for principal, text in ((mine, 'say "a"; usage 3 4'), (another, 'say "b"; usage 10 20'), (OTHER, 'say "c"; usage 100 200')):
+        run = await engine.submit(principal, script(text))
+        await until(engine, run.id, "STREAM_END", principal)
+    await archive.reaches(3)
+    today = datetime.now(UTC).date()
+    query = UsageQuery(today - timedelta(days=1), today, ("key",))
+
+    async def seen(principal: Principal) -> list[tuple[str | None, int, int]]:
+        report = await engine.usage(principal, query)
+        assert not report.truncated
+        assert report.as_of_ms <= time.time() * 1000
+        return [(row.key_id, row.prompt_tokens, row.completion_tokens) for row in report.rows]
+
+    assert await seen(admin) == [("key-1", 3, 4), ("key-9", 10, 20)]
+    assert await seen(mine) == [("key-1", 3, 4)]
+    assert await seen(another) == [("key-9", 10, 20)]
+    assert await seen(OTHER) == [("key-2", 100, 200)]
