@@ -158,7 +158,7 @@ class Submissions:
         )
         counts = self._limits.counts_tokens(principal)
         wants = await estimate(self._tokens, submission, resolved) if counts else None
-        shared = submission.idempotency is not None
+        shared = submission.idempotency is not None or submission.run_id is not None
         admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=shared)
         run = msgspec.structs.replace(run, hold=admitted.hold)
         try:

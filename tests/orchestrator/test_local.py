@@ -174,7 +174,7 @@ class TestAway:
     ) -> None:
         """The log took it, but its answer came too late: the caller was refused, and minutes later the janitor would have started
         a run that nobody waits for."""
-        monkeypatch.setattr("orchestrator.local._WITHDRAW_S", (0.0, 0.0, 0.0))
+        monkeypatch.setattr("orchestrator.submissions._WITHDRAW_S", (0.0, 0.0, 0.0))
         refused = [LogUnavailable(), LogUnavailable()]
 
         async def slow(operation: str, at: str) -> None:
@@ -185,7 +185,7 @@ class TestAway:
         with pytest.raises(LogUnavailable):
             await process.submit('say "one"', "direct")
         async with asyncio.timeout(WAIT_S):
-            await asyncio.gather(*process.engine._tasks)
+            await asyncio.gather(*process.engine._submissions._tasks)
         assert not refused
         records = list(shared.store.records)
         assert len(records) == (0 if point == "sent" else 1)
