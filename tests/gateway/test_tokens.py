@@ -104,7 +104,7 @@ async def test_scopes_are_those_of_the_claim_where_one_is_configured(scope: Any,
     {"exp": 1}, {"exp": "soon"}, {"exp": []}, {"exp": 1e300},
     {"exp": float("inf")}, {"exp": float("nan")}, {"exp": True}, {"exp": {}},
     {"iss": "https://other/"}, {"aud": "other"}, {"aud": []}, {"aud": 7}, {"aud": ["other"]},
-    {"sub": ""}, {"sub": "a" * 256}, {"sub": "a\nb"}, {"sub": "\ud800"},
+    {"sub": ""}, {"sub": "a" * 256}, {"sub": "a\nb"}, {"sub": "\ud800"}, {"sub": "{a}"}, {"sub": "a b"}, {"sub": "é"},
     {"tenant": ""}, {"tenant": "a b"}, {"tenant": "../x"}, {"tenant": 7}, {"tenant": ["acme"]}, {"tenant": "a" * 65},
     {"tenant": "acme\n"},
 ], ids=repr)  # fmt: skip
