@@ -91,6 +91,8 @@ class ModelEntry(BaseModel):
             raise ValueError("a workflow has its own timeout_s, under `workflow`")
         if self.workflow is not None and self.memory is not None:
             raise ValueError("only a plan can have a memory: a workflow of your own is told its session_id")
+        if self.workflow is not None and self.budget is not None:
+            raise ValueError("only a plan can have a budget: what a workflow of your own uses, nobody here can stop")
         if self.plan is not None and self.durability == "none" and self.plan.needs_temporal:
             raise ValueError("a plan with a workflow as a step runs in Temporal, so its durability cannot be none")
         if self.plan is not None and self.cache is not None and self.plan.needs_temporal and not self.cache.side_effects:

@@ -235,6 +235,12 @@ class Submissions:
 
 
 def _budget(submission: Submission, entry: ModelEntry) -> int | None:
-    """The smaller of what the request and the model allow."""
+    """The smaller of what the request and the model allow. Raises InvalidRequest where nobody here could keep to it."""
+    if submission.budget_tokens is not None and entry.plan is None:
+        raise InvalidRequest(
+            "The model is a workflow of its own, which cannot be held to a budget of tokens.",
+            code="budget_not_supported",
+            param="budget_tokens",
+        )
     budgets = [submission.budget_tokens, None if entry.budget is None else entry.budget.tokens]
     return min((tokens for tokens in budgets if tokens is not None), default=None)

@@ -8,14 +8,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.agents.job import Job
+from orchestrator.catalog import ModelEntry
+from orchestrator.errors import InvalidRequest
 from orchestrator.events import Event
 from orchestrator.plans.interpreter import StepResult
 from orchestrator.runs import RunState
 from orchestrator.streamlog.log import Spent
 from tests.orchestrator.agents.world import World, said, types
-from tests.orchestrator.engines import TOKENIZER
+from tests.orchestrator.engines import ACME, TOKENIZER, an_engine, script
 
 
 @pytest.fixture
@@ -132,3 +135,13 @@ async def test_a_call_that_failed_gives_back_what_it_did_not_use(world: World, s
     outputs = payload(await world.events(job.run.id), "LLM_OUTPUT")
     used = sum(output["usage"]["total_tokens"] for output in outputs)
     assert await world.log.spend(job.run.id, 0, 0, 1000) == Spent(0, used, used)
+
+
+async def test_a_workflow_of_ones_own_cannot_have_a_budget() -> None:
+    workflow = {"workflow": {"type": "Theirs", "task_queue": "theirs"}}
+    with pytest.raises(ValidationError, match="only a plan can have a budget"):
+        ModelEntry.model_validate({**workflow, "budget": {"tokens": 10}})
+    async with an_engine(models={"theirs": workflow}) as engine:
+        with pytest.raises(InvalidRequest) as refused:
+            await engine.submit(ACME, script("say 1 word", "theirs", budget_tokens=10))
+    assert (refused.value.code, refused.value.param) == ("budget_not_supported", "budget_tokens")
