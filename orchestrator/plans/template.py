@@ -231,7 +231,7 @@ def check_expression(text: str) -> frozenset[str]:
 
 _MISTAKES = (
     *(TemplateError, TemplateInvalid, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
-    *(AssertionError, MemoryError, SyntaxError),
+    *(AssertionError, MemoryError, NameError, SyntaxError),
 )
 """What a template can do wrong while it is filled in."""
 
@@ -248,6 +248,8 @@ def _parse(text: str) -> nodes.Template:
         raise TemplateInvalid(f"is no template: {error.message}") from None
     except RecursionError:
         raise TemplateInvalid("is nested too deeply") from None
+    except (SyntaxError, ValueError) as error:  # Jinja's own, of what looks like a number and is none
+        raise TemplateInvalid(f"has no meaning: {str(error)[:100]}") from None
     _check(tree)
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = nodes.Filter(loop.iter, "_bounded", [], [], None, None, lineno=loop.lineno)
@@ -265,6 +267,8 @@ def _condition(text: str) -> nodes.Template:
         raise TemplateInvalid(f"is no expression: {error.message}") from None
     except RecursionError:
         raise TemplateInvalid("is nested too deeply") from None
+    except (SyntaxError, ValueError) as error:  # Jinja's own, of what looks like a number and is none
+        raise TemplateInvalid(f"has no meaning: {str(error)[:100]}") from None
     _check(tree)
     output = tree.body[0] if len(tree.body) == 1 else None
     if not isinstance(output, nodes.Output) or len(output.nodes) != 1:

@@ -14,11 +14,11 @@ import time
 import traceback
 from collections.abc import Mapping
 
-from tests.security.fuzz import bodies, credentials, streams
+from tests.security.fuzz import bodies, credentials, plans, streams
 from tests.security.fuzz.mutation import Mutation, smaller
 from tests.security.fuzz.target import Target
 
-TARGETS: Mapping[str, Target] = {**streams.TARGETS, **bodies.TARGETS, **credentials.TARGETS}
+TARGETS: Mapping[str, Target] = {**streams.TARGETS, **bodies.TARGETS, **credentials.TARGETS, **plans.TARGETS}
 
 MAX_POOL = 2000
 
