@@ -22,8 +22,12 @@ def _listed(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+_GROUPS = "^ *((key|model|day)? *, *)*(key|model|day)? *$"
+
 GroupBy = Annotated[
-    tuple[Grouping, ...], BeforeValidator(_listed), WithJsonSchema({"type": "string", "examples": ["day,model", "key"]})
+    tuple[Grouping, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"type": "string", "pattern": _GROUPS, "examples": ["day,model", "key"]}),
 ]
 
 

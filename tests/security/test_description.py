@@ -48,7 +48,7 @@ def ask(url: str, path: str, body: Any) -> Any:
 @pytest.mark.rough
 def test_the_description_is_true(config: dict[str, Any], tmp_path: Path) -> None:
     """`served` also looks through the server's log: it has no error in it, and no key."""
-    with served(config, tmp_path / "server") as url:
+    with served(config, tmp_path / "server", "whole") as url:
         messages = [{"role": "user", "content": "hi"}]
         chat = ask(url, "/v1/chat/completions", {"model": "headgate-demo", "messages": messages})["id"]
         task = ask(url, "/api/v1/tasks", {"query": "hi", "session_id": "known"})["task_id"]

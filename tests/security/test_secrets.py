@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,6 +208,7 @@ def test_no_secret_is_said_logged_or_stored(tmp_path: Path) -> None:
             between = {"secret": CANARIES["the secret between the halves"], "urls": [address]}
             with serving({**config, "role": "gateway", "orchestrator": between}, tmp_path / "gateway") as url:
                 seen, run = use(url, config)
+            _await_archive(Raw(address, ALICE))
         secrets = CANARIES | places.passwords
     said = {
         f"{half} {name}": (tmp_path / half / name).read_bytes()
@@ -227,6 +229,14 @@ def test_no_secret_is_said_logged_or_stored(tmp_path: Path) -> None:
     for private in (PROMPT, ANSWER):
         assert not [place for place, text in said.items() if private.encode() in text], private
         assert not any(private.encode() in text for text in temporal), private
+
+
+def _await_archive(orchestrator: Raw) -> None:
+    """What PostgreSQL is to have, it has; its bytes are on the disk when it has stopped."""
+    due = time.monotonic() + 30
+    while b"headgate_archived_runs_total 0.0" in (metrics := orchestrator.send("GET", "/metrics").body):
+        assert time.monotonic() < due, metrics
+        time.sleep(0.1)
 
 
 def _files(folder: Path) -> Iterator[Path]:
