@@ -102,6 +102,8 @@ class Jwks:
             self._fetched_s = now_s
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             log.warning("jwks_unavailable", error=type(error).__name__)
+        except Exception:
+            log.exception("jwks_unreadable")  # keys of a kind that nobody expected; those that are known stay
         self._tried_s = now_s
 
     async def _body(self) -> bytes:

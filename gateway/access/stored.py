@@ -211,6 +211,8 @@ class StoredKeys:
                 self._told(away=False)
             except HeadgateError as error:
                 self._told(away=True, code=error.code)
+            except Exception:
+                log.exception("keys_not_watched")  # and tried again: without this loop nobody would hear of a revocation
             if self._clock() - self._written_s >= TOUCH_S:
                 await self._write()
 

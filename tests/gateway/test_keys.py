@@ -299,6 +299,25 @@ async def test_it_watches_by_itself_and_at_once_when_told(stage: Stage) -> None:
             await asyncio.wait_for(asyncio.shield(answer), 5)
 
 
+async def test_a_mistake_of_ours_does_not_stop_it(stage: Stage) -> None:
+    """Whatever went wrong once, revocations have to be heard of for as long as the server runs."""
+    text, key = await stage.make()
+    who = await stage.who(text)
+    asked = asyncio.Event()
+
+    async def broken(key_ids: Sequence[str]) -> Sequence[StoredKey]:
+        asked.set()
+        raise ZeroDivisionError
+
+    stage.database.get = broken  # type: ignore[method-assign]
+    async with stage.stored.watching(every_s=0.01), stage.answer(who) as answer:
+        await asyncio.wait_for(asked.wait(), 5)
+        del stage.database.get  # type: ignore[method-assign]
+        await stage.engine.revoke_key(ACME, key.id)
+        with pytest.raises(AccessEnded):
+            await asyncio.wait_for(asyncio.shield(answer), 5)
+
+
 # -- an outage
 
 
