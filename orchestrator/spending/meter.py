@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from orchestrator.errors import HeadgateError, Unavailable
 from orchestrator.spending.purses import Begun, Purse
@@ -26,6 +28,8 @@ GRACE_S = 0.1
 _PATIENCE_S = 0.25
 _LONGEST_TOKEN = 12
 """Characters of ASCII. A longer delta is taken to be several tokens of four."""
+
+_Answer = TypeVar("_Answer")
 
 
 def tokens(delta: Delta) -> int:
@@ -73,7 +77,7 @@ class Meter:
         wanted = self._step if asked is None else min(self._step, asked)
         begun: list[Begun] = []
         for purse in self._purses:
-            given = await purse.begin(prompt, wanted)
+            given = await _patiently(partial(purse.begin, prompt, wanted))
             if given is None:
                 await self._give_back(begun, prompt)
                 self._hit(purse)
@@ -183,7 +187,7 @@ class Meter:
             enough = self._said + max(needed, self._ahead) + self._step
             for number, purse in enumerate(self._purses):
                 wanted = enough - self._granted[number]
-                granted = await self._patiently(purse, used, max(wanted, 0))
+                granted = await _patiently(partial(purse.more, used, max(wanted, 0)))
                 self._granted[number] += granted
                 if not granted and wanted > 0:
                     self._dry = purse
@@ -192,15 +196,6 @@ class Meter:
             self._extending = None
         if self._dry is not None and self._said >= self._covered:
             self._near()
-
-    async def _patiently(self, purse: Purse, used: int, wanted: int) -> int:
-        """An outage is no reason to stop an answer that is being given; it goes on for as far as it was paid."""
-        while True:
-            try:
-                return await purse.more(used, wanted)
-            except Unavailable as error:
-                _log.warning("an answer may have to wait to be paid for: %s", error)
-                await asyncio.sleep(_PATIENCE_S)
 
     async def _give_back(self, begun: Sequence[Begun], prompt: int) -> None:
         for purse, given in zip(self._purses, begun, strict=False):
@@ -234,3 +229,13 @@ def _of_calls(delta: Delta) -> int:
         calls.append(delta.function_call)
     size = sum(len(part) for call in calls for key in ("name", "arguments", "input") if isinstance(part := call.get(key), str))
     return (size + 3) // 4 if size > _LONGEST_TOKEN else min(len(calls), 1)
+
+
+async def _patiently(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """An outage is no reason to stop an answer that is being given; it goes on for as far as it was paid."""
+    while True:
+        try:
+            return await ask()
+        except Unavailable as error:
+            _log.warning("an answer may have to wait to be paid for: %s", error)
+            await asyncio.sleep(_PATIENCE_S)

@@ -30,6 +30,7 @@ class Purse:
 
     async def begin(self, prompt: int, wanted: int) -> Begun | None:
         self.asked.append(("begin", prompt, wanted))
+        self._fail()
         given = min(self.left, prompt + wanted)
         if given <= prompt:
             return None
@@ -39,9 +40,7 @@ class Purse:
     async def more(self, used: int, wanted: int) -> int:
         self.asked.append(("more", used, wanted))
         await self.open.wait()
-        if self.failures:
-            self.failures -= 1
-            raise LimitsUnavailable
+        self._fail()
         given = min(self.left, wanted)
         self.left -= given
         return given
@@ -51,6 +50,11 @@ class Purse:
         self.left += unused
 
     def standing(self) -> None: ...
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise LimitsUnavailable
 
 
 class Wall:
@@ -209,6 +213,7 @@ async def test_an_outage_stops_no_answer_and_is_waited_for() -> None:
     purse, wall = Purse(1000, failures=1), Wall()
     meter = Meter([purse], wall, step=16)
     await meter.begin(0, None)
+    purse.failures = 1
     assert await say(meter, words(40)) == 40
     assert wall.met == 0
 
