@@ -2,17 +2,20 @@
 
 A template sees `input` (what the user asked last), `messages`, `outputs` (of earlier steps, by name), `context`, `metadata` and
 `session_id`, and nothing else: no attribute of Python's, no macros, imports or assignments. What it makes is bounded in size, on
-the way there too, and so is the number of its loops' rounds, because plans can come with requests. A name that is not there is an
-error, never a blank.
+the way there too, and so are the rounds of its loops and its time, because plans can come with requests. A name that is not there
+is an error, never a blank, and text that is no number is not 0. Words about a mistake never quote what the template was filled in
+with: they are kept where prompts and answers are not.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import lru_cache
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes, pass_context
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.filters import do_round, do_tojson, make_attrgetter, sync_do_sum
 from jinja2.runtime import Context, LoopContext
@@ -33,6 +36,9 @@ MAX_WORK = 16 * MAX_CHARS
 MAX_DEPTH = 64
 """Python, which templates are compiled to, has a limit of its own, and says so less kindly."""
 
+MAX_S = 0.5
+"""How long filling in may take; looked at in each round of a loop, and between the pieces of the text."""
+
 _REMEMBERED_CHARS = 4096
 _MAX_BITS = 4096
 _MAX_DIGITS = 15
@@ -42,6 +48,9 @@ _FILTERS = frozenset(
     | {"list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "select", "selectattr"}
     | {"sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount"}
 )
+_LOOPS = frozenset({"join", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "sum", "unique"})
+"""Filters that go through all that they are given."""
+
 _METHODS = frozenset(
     {"endswith", "find", "get", "items", "keys", "lower", "lstrip", "rstrip", "split", "splitlines", "startswith", "strip"}
     | {"title", "upper", "values"}
@@ -49,6 +58,9 @@ _METHODS = frozenset(
 _LOOP = frozenset({"first", "index", "index0", "last", "length", "revindex"})
 _STATEMENTS = (nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Expr, nodes.Helper)
 _USED = "_used"
+_BOUNDED = "_bounded"
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_TYPES = frozenset({"bool", "dict", "float", "int", "list", "None", "NoneType", "str", "tuple"})
 
 
 class TemplateFailed(HeadgateError):
@@ -64,8 +76,14 @@ class TemplateInvalid(ValueError):
 class _Used:
     """What is left of what one template may use."""
 
-    rounds = MAX_ROUNDS
-    work = MAX_WORK
+    def __init__(self) -> None:
+        self.rounds = MAX_ROUNDS
+        self.work = MAX_WORK
+        self._late = time.monotonic() + MAX_S
+
+    def look(self) -> None:
+        if time.monotonic() > self._late:
+            raise SecurityError(f"it takes longer than {MAX_S} s")
 
     def make(self, size: int) -> None:
         self.work -= size
@@ -115,6 +133,7 @@ def _bounded(context: Context, values: Iterable[Any]) -> Iterator[Any]:
         used.rounds -= 1
         if used.rounds < 0:
             raise SecurityError(f"its loops take more than {MAX_ROUNDS} rounds")
+        used.look()
         yield value
 
 
@@ -137,6 +156,30 @@ def _join(context: Context, values: Iterable[Any], between: str = "", attribute:
     return between.join(parts)
 
 
+_NO_DEFAULT = object()
+
+
+def _int(value: Any, default: Any = _NO_DEFAULT) -> Any:
+    """Jinja's own takes whatever is no number for 0."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return _instead(default)
+
+
+def _float(value: Any, default: Any = _NO_DEFAULT) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return _instead(default)
+
+
+def _instead(default: Any) -> Any:
+    if default is _NO_DEFAULT:
+        raise SecurityError("it takes something for a number that is none")
+    return default
+
+
 def _round(value: float, precision: int = 0, method: Literal["common", "ceil", "floor"] = "common") -> float:
     if abs(precision) > _MAX_DIGITS:
         raise SecurityError("it rounds to too many digits")
@@ -155,14 +198,15 @@ def _tojson(context: Context, value: Any) -> Any:
     return do_tojson(context.eval_ctx, value)
 
 
-def _counted(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, with what it makes counted."""
+def _counted(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, with what it goes through and what it makes counted."""
     wants = getattr(getattr(filter, "jinja_pass_arg", None), "name", None)
 
     @pass_context
-    def counted(context: Context, *args: Any, **named: Any) -> Any:
+    def counted(context: Context, value: Any, *args: Any, **named: Any) -> Any:
+        given = _bounded(context, value) if name in _LOOPS else value
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
-        return _made(context, filter(*([first[wants]] if wants else []), *args, **named))
+        return _made(context, filter(*([first[wants]] if wants else []), given, *args, **named))
 
     return counted
 
@@ -173,12 +217,14 @@ def _environment() -> _Environment:
     environment.filters |= {
         "replace": _replace,
         "join": _join,
+        "int": _int,
+        "float": _float,
         "round": _round,
         "sum": _sum,
         "tojson": _tojson,
         "lines": str.splitlines,
     }
-    environment.filters = {name: _counted(filter) for name, filter in environment.filters.items()} | {"_bounded": _bounded}
+    environment.filters = {name: _counted(name, filter) for name, filter in environment.filters.items()} | {_BOUNDED: _bounded}
     environment.globals = {}
     return environment
 
@@ -194,89 +240,108 @@ def render(text: str, names: Mapping[str, Any]) -> str:
     """The text with everything filled in. Raises TemplateFailed."""
     if not is_template(text):
         return text
-    parts: list[str] = []
-    size = 0
+    used, parts, size = _Used(), list[str](), 0
     try:
-        for part in _ENVIRONMENT.from_string(_parsed(text)).generate({**names, _USED: _Used()}):
+        for part in _template(text).generate({**names, _USED: used}):
+            used.look()
             size += len(part)
             if size > MAX_CHARS:
                 raise SecurityError("it makes too much text")
             parts.append(part)
     except _MISTAKES as error:
-        raise TemplateFailed(f"A template of the plan could not be filled in: {_why(error)}") from error
+        raise TemplateFailed(f"A template of the plan could not be filled in: {_why(error, text)}") from error
     return "".join(parts)
 
 
 def evaluate(expression: str, names: Mapping[str, Any]) -> bool:
     """Whether the expression is true. Raises TemplateFailed if it cannot be said."""
     try:
-        template = _ENVIRONMENT.from_string(_condition(expression))
-        value = getattr(template.make_module({**names, _USED: _Used()}), "result", None)
+        value = getattr(_condition(expression).make_module({**names, _USED: _Used()}), "result", None)
         if isinstance(value, Undefined):
             value._fail_with_undefined_error()
         return bool(value)
     except _MISTAKES as error:
-        raise TemplateFailed(f"The condition '{expression[:200]}' has no value: {_why(error)}") from error
+        raise TemplateFailed(f"The condition '{expression[:200]}' has no value: {_why(error, expression)}") from error
 
 
 def check_template(text: str) -> frozenset[str]:
     """The outputs that a template names. Raises TemplateInvalid."""
-    return _references(_parsed(text)) if is_template(text) else frozenset()
+    if not is_template(text):
+        return frozenset()
+    _template(text)
+    return _references(_parse(text))
 
 
 def check_expression(text: str) -> frozenset[str]:
     """The outputs that an expression names. Raises TemplateInvalid."""
-    return _references(_condition(text))
+    _condition(text)
+    return _references(_parse(_output(text)))
 
 
 _MISTAKES = (
     *(TemplateError, TemplateInvalid, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
-    *(AssertionError, MemoryError, NameError, SyntaxError),
+    *(AssertionError, MemoryError, SyntaxError),
+    NameError,  # infinity is compiled to a name
 )
 """What a template can do wrong while it is filled in."""
 
 
-def _parsed(text: str) -> nodes.Template:
-    """What is long is parsed each time: what is remembered may come from anybody, and takes many times its length."""
-    return _remembered(text) if len(text) <= _REMEMBERED_CHARS else _parse(text)
+_UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError, AssertionError)
+"""What Python has to say about text that is nested too deeply, or has numbers that are too long."""
 
 
-def _parse(text: str) -> nodes.Template:
-    try:
-        tree = _ENVIRONMENT.parse(text)
-    except TemplateSyntaxError as error:
-        raise TemplateInvalid(f"is no template: {error.message}") from None
-    except RecursionError:
-        raise TemplateInvalid("is nested too deeply") from None
-    except (SyntaxError, ValueError) as error:  # Jinja's own, of what looks like a number and is none
-        raise TemplateInvalid(f"has no meaning: {str(error)[:100]}") from None
-    _check(tree)
+def _template(text: str) -> Template:
+    """What is long is read each time: what is remembered may come from anybody, and takes many times its length."""
+    return _remembered(text) if len(text) <= _REMEMBERED_CHARS else _read(text)
+
+
+def _read(text: str) -> Template:
+    tree = _parse(text)
     for loop in list(tree.find_all(nodes.For)):
-        loop.iter = nodes.Filter(loop.iter, "_bounded", [], [], None, None, lineno=loop.lineno)
-    return tree
+        loop.iter = nodes.Filter(loop.iter, _BOUNDED, [], [], None, None, lineno=loop.lineno)
+    return _compiled(tree, "template")
 
 
-_remembered = lru_cache(maxsize=256)(_parse)
+_remembered = lru_cache(maxsize=256)(_read)
 
 
 @lru_cache(maxsize=256)
-def _condition(text: str) -> nodes.Template:
+def _condition(text: str) -> Template:
+    """A template that keeps the value of the expression as its `result`."""
+    tree = _parse(_output(text), "expression")
+    output = tree.body[0] if len(tree.body) == 1 else None
+    if not isinstance(output, nodes.Output) or len(output.nodes) != 1 or isinstance(output.nodes[0], nodes.TemplateData):
+        raise TemplateInvalid("is no expression")
+    module = nodes.Template([nodes.Assign(nodes.Name("result", "store", lineno=1), output.nodes[0], lineno=1)], lineno=1)
+    module.set_environment(_ENVIRONMENT)
+    return _compiled(module, "expression")
+
+
+def _output(expression: str) -> str:
+    """With spaces: a sign next to the braces is not part of what they hold."""
+    return "{{ " + expression + " }}"
+
+
+def _parse(text: str, kind: str = "template") -> nodes.Template:
     try:
-        tree = _ENVIRONMENT._parse("{{" + text + "}}", None, None)
+        tree = _ENVIRONMENT.parse(text)
     except TemplateSyntaxError as error:
-        raise TemplateInvalid(f"is no expression: {error.message}") from None
+        raise TemplateInvalid(f"is no {kind}: {error.message}") from None
     except RecursionError:
         raise TemplateInvalid("is nested too deeply") from None
-    except (SyntaxError, ValueError) as error:  # Jinja's own, of what looks like a number and is none
-        raise TemplateInvalid(f"has no meaning: {str(error)[:100]}") from None
+    except _UNREADABLE:
+        raise TemplateInvalid(f"is no {kind}: it cannot be read") from None
     _check(tree)
-    output = tree.body[0] if len(tree.body) == 1 else None
-    if not isinstance(output, nodes.Output) or len(output.nodes) != 1:
-        raise TemplateInvalid("is no expression")
-    target = nodes.Name("result", "store", lineno=1)
-    module = nodes.Template([nodes.Assign(target, output.nodes[0], lineno=1)], lineno=1)
-    module.set_environment(_ENVIRONMENT)
-    return module
+    return tree
+
+
+def _compiled(tree: nodes.Template, kind: str) -> Template:
+    try:
+        return _ENVIRONMENT.from_string(tree)
+    except TemplateError as error:
+        raise TemplateInvalid(f"is no {kind}: {error.message}") from None
+    except _UNREADABLE:
+        raise TemplateInvalid(f"is no {kind}: it cannot be read") from None
 
 
 def _check(tree: nodes.Template) -> None:
@@ -287,9 +352,11 @@ def _check(tree: nodes.Template) -> None:
             raise TemplateInvalid(f"uses '{type(node).__name__.lower()}'; only output, if and for are allowed")
         if isinstance(node, nodes.Getattr) and node.attr.startswith("_"):
             raise TemplateInvalid(f"names '{node.attr}', which there is not")
+        if isinstance(node, nodes.For) and node.recursive:
+            raise TemplateInvalid("uses a recursive loop")
         if isinstance(node, nodes.Concat):
             raise TemplateInvalid("uses '~'; write two outputs side by side instead")
-        if isinstance(node, nodes.Filter) and node.name not in _ENVIRONMENT.filters:
+        if isinstance(node, nodes.Filter) and (node.name not in _ENVIRONMENT.filters or node.name == _BOUNDED):
             raise TemplateInvalid(f"uses the filter '{node.name}', which there is not")
     bound = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"} | {"loop"}
     for node in tree.find_all(nodes.Name):
@@ -318,5 +385,10 @@ def _references(tree: nodes.Template) -> frozenset[str]:
     return frozenset(found)
 
 
-def _why(error: BaseException) -> str:
-    return str(error)[:300] or type(error).__name__
+def _why(error: BaseException, text: str) -> str:
+    """The words of a mistake, if all that they quote is in the template's own text."""
+    words = str(error)[:300]
+    quoted = [single or double for single, double in _QUOTED.findall(words)]
+    if words and all(part in text or part in _TYPES or part.endswith(" object") for part in quoted):
+        return words
+    return f"{type(error).__name__} about a value that it was given"
