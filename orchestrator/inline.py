@@ -20,7 +20,7 @@ from orchestrator.inline_steps import Execution, InlineSteps, Stopped
 from orchestrator.plans.interpreter import interpret
 from orchestrator.plans.plan import Plan
 from orchestrator.runs import Run, RunRequest
-from orchestrator.stage import Stage
+from orchestrator.stage import PLAN, Stage
 from orchestrator.streamlog.log import AppendSkipped, LogClosed, LogMissing, LogUnavailable
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class InlineRuns:
 
     async def _outcome(self, run: Run, request: RunRequest, plan: Plan, gate: Gate) -> End | None:
         """How to end the run, unless its agent has."""
-        execution = Execution(run, request, plan, rank=0, writer="plan", lease_ms=self._lease_ms, stays=True, fresh=True)
+        execution = Execution(run, request, plan, rank=0, writer=PLAN, lease_ms=self._lease_ms, stays=True, fresh=True)
         try:
             steps = InlineSteps(execution, self._stage, self._desk, gate)
             result = await interpret(plan, steps, timeout_s=_longest_s(run))

@@ -12,7 +12,6 @@ import msgspec
 
 from orchestrator.agents.desk import Beat, Desk, no_beat
 from orchestrator.agents.job import Stop
-from orchestrator.errors import HeadgateError
 from orchestrator.events import EventType
 from orchestrator.gate import Gate
 from orchestrator.plans.interpreter import Branch, Paused, StepContext, StepResult, Verdict
@@ -34,13 +33,11 @@ _ATTEMPTS = 1000
 _Answer = TypeVar("_Answer")
 
 
-class Stopped(HeadgateError):
+class Stopped(Exception):
     """The run was stopped while no agent worked for it."""
 
-    code = "interrupted"
-
     def __init__(self, stop: Stop) -> None:
-        super().__init__()
+        super().__init__(stop.kind)
         self.stop = stop
 
 
@@ -74,24 +71,26 @@ class InlineSteps(StepContext):
         self._asked: dict[str, int] = {}
         self._told = 0
         self._working = 0
+        self._answered = 0
+        """Pauses that are over: each has been answered with word that the run goes on."""
 
     async def checkpoint(self, step: str) -> None:
         """Raises Stopped when the run is cancelled, or the process goes down, while it stands still."""
-        gate, stays = self._gate, self._execution.stays
-        if gate.open:
-            return
-        if gate.stop is None and not stays:
+        gate, said = self._gate, 0
+        if gate.stop is None and gate.pause is not None and not self._execution.stays:
             raise Paused
-        name, said = str(gate.count), False
-        while gate.pause is not None and gate.stop is None:
-            if not said and not self._working:
-                said = True
-                await self._say(EventType.WORKFLOW_PAUSED, {"checkpoint": step, **gate.pause}, f"paused-{name}", RunState.PAUSED)
-            await self._change(step, None)
+        while gate.stop is None and gate.pause is not None:
+            changed = gate.changed
+            if said < gate.count and not self._working:
+                said = gate.count
+                paused = {"checkpoint": step, **gate.pause}
+                await self._say(EventType.WORKFLOW_PAUSED, paused, f"paused-{said}", RunState.PAUSED)
+            await self._change(step, changed, None)
         if gate.stop is not None:
             raise Stopped(gate.stop)
-        if said:
-            await self._say(EventType.WORKFLOW_RESUMED, gate.resumed, f"resumed-{name}", RunState.RUNNING)
+        if self._execution.stays and self._answered < gate.count:  # also where it was resumed before it stood still
+            self._answered = gate.count
+            await self._say(EventType.WORKFLOW_RESUMED, gate.resumed, f"resumed-{gate.count}", RunState.RUNNING)
 
     async def run_agent(self, node: Node, visit: int, *, final: bool) -> StepResult:
         execution = self._execution
@@ -111,7 +110,7 @@ class InlineSteps(StepContext):
                     lease_ms=execution.lease_ms,
                 )
             )
-            return await self._desk.work(job, beat=execution.beat, cancelled=execution.cancelled or _sibling)
+            return await self._desk.work(job, beat=execution.beat, cancelled=execution.cancelled or sibling)
         except TemplateFailed as error:
             if final:
                 raise
@@ -134,9 +133,10 @@ class InlineSteps(StepContext):
         wanted = await self._patiently(lambda: asking(execution.run, execution.request, execution.plan, node, visit))
         late = asyncio.get_running_loop().time() + node.spec.timeout_s
         while wanted not in gate.decisions and gate.stop is None:
+            changed = gate.changed
             if asyncio.get_running_loop().time() >= late:
                 return await self._patiently(lambda: self._stage.expire_approval(execution.run, node, visit))
-            await self._change(node.name, late)
+            await self._change(node.name, changed, late)
         if gate.stop is not None:
             raise Stopped(gate.stop)
         return msgspec.convert(gate.decisions[wanted], Verdict)
@@ -150,30 +150,38 @@ class InlineSteps(StepContext):
         number, rank, again = self._told, execution.rank or 1, not execution.fresh
         await self._patiently(lambda: self._stage.tell(execution.run.id, execution.writer, rank, number, progress, again=again))
 
+    @property
+    def goes_on(self) -> bool:
+        return (self._execution.cancelled or sibling)().kind == "shutdown"
+
+    @property
+    def long(self) -> bool:
+        return False
+
     async def renew(self, next_step: int, share: Share) -> None:
-        return
+        raise AssertionError("what keeps no history is never long")
 
     async def sleep(self, seconds: float) -> None:
         gate = self._gate
         late = asyncio.get_running_loop().time() + seconds
         while gate.stop is None and asyncio.get_running_loop().time() < late:
-            await self._change("retry", late)
+            await self._change("retry", gate.changed, late)
         if gate.stop is not None:
             raise Stopped(gate.stop)
 
     def random(self) -> float:
         return random.random()
 
-    async def _change(self, step: str, late: float | None) -> None:
-        """Until something changes, or it is late; the lease says meanwhile that the run is not forgotten."""
-        lease_ms = self._execution.lease_ms
-        rank = self._execution.rank or 1
-        await self._patiently(lambda: self._stage.log.claim(self._execution.run.id, f"waiting:{step}", rank, lease_ms))
-        self._gate.changed.clear()
+    async def _change(self, step: str, changed: asyncio.Event, late: float | None) -> None:
+        """Until `changed`, or it is late; the lease says meanwhile that the run is not forgotten, and the beat that we live."""
+        execution = self._execution
+        lease_ms, rank = execution.lease_ms, execution.rank or 1
+        execution.beat()
+        await self._patiently(lambda: self._stage.log.claim(execution.run.id, f"waiting:{step}", rank, lease_ms))
         bound = asyncio.get_running_loop().time() + lease_ms / 3000
         try:
             async with asyncio.timeout_at(bound if late is None else min(bound, late)):
-                await self._gate.changed.wait()
+                await changed.wait()
         except TimeoutError:
             return
 
@@ -187,9 +195,10 @@ class InlineSteps(StepContext):
                 return await act()
             except LogUnavailable as error:
                 _log.warning("a step waits for the log: %s", error, extra={"workflow_id": self._execution.run.id})
+                self._execution.beat()
                 await asyncio.sleep(_PATIENCE_S)
 
 
-def _sibling() -> Stop:
-    """Nobody but the interpreter cancels what an agent does here, and only for the sake of another branch."""
+def sibling() -> Stop:
+    """When the interpreter itself cancels what an agent does here, it does so for the sake of another branch."""
     return Stop("cancelled", "another branch has failed")

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrator import endings
+from orchestrator.agents.history import past
 from orchestrator.agents.job import Job
 from orchestrator.agents.outputs import Answers
 from orchestrator.approvals import Approvals
@@ -31,10 +32,13 @@ from orchestrator.plans.template import evaluate, is_template, render
 from orchestrator.plans.tree import Node
 from orchestrator.runs import Run, RunRequest, RunState, last_said
 from orchestrator.spending.ledger import usage_of
-from orchestrator.streamlog.log import Log, LogClosed, LogMissing
+from orchestrator.streamlog.log import AppendSkipped, Log, LogClosed, LogMissing
 from orchestrator.upstreams.upstream import Usage
 
 _log = logging.getLogger(__name__)
+
+PLAN = "plan:"
+"""The writer of a plan's progress; with a step's name, of that step's. No agent can have this name."""
 
 
 class Stage:
@@ -96,19 +100,26 @@ class Stage:
     ) -> None:
         """Say these as the writer's append of this number. Harmless when repeated, or when the run has ended.
 
-        `again`: an earlier execution may have said some of it, which is then not said once more.
+        `again`: an earlier execution may have said some of it, which is then not said once more; nor does progress fall behind
+        what it said. So it is, too, where the log has lost what was said before.
         """
-        if again:
-            number, progress = 0, await self._news(run_id, progress)
-            if not progress:
-                return
+        try:
+            if not again:
+                try:
+                    await self._say(run_id, writer, attempt, number, progress)
+                    return
+                except AppendSkipped:
+                    _log.warning("a run's log has lost progress", extra={"workflow_id": run_id})
+            if news := await self._news(run_id, progress):
+                await self._say(run_id, writer, attempt, 0, news)
+        except (LogClosed, LogMissing):
+            _log.info("a run had ended before its progress could be told", extra={"workflow_id": run_id})
+
+    async def _say(self, run_id: str, writer: str, attempt: int, number: int, progress: Sequence[Progress]) -> None:
         told = [await self._told(run_id, one) for one in progress]
         at = timestamp(int(self._clock.time() * 1000))
         events = [Event(EventType.PROGRESS, at, message=one.message, payload=one.payload()) for one in told]
-        try:
-            await self.log.append(run_id, writer, attempt, number, [encode(event) for event in events], events=events)
-        except (LogClosed, LogMissing):
-            _log.info("a run had ended before its progress could be told", extra={"workflow_id": run_id})
+        await self.log.append(run_id, writer, attempt, number, [encode(event) for event in events], events=events)
 
     async def request_approval(self, run: Run, request: RunRequest, plan: Plan, node: Node, visit: int) -> str:
         """Ask for the decision that `node` wants, once. Returns its id. Raises TemplateFailed, LogUnavailable."""
@@ -138,6 +149,16 @@ class Stage:
         }
         return msgspec.convert(await self._approvals.settle(run, decision), Verdict)
 
+    async def look(self, run: Run, node: Node, visit: int) -> dict[str, Any]:
+        """What the log says about an approval that somebody waits for: `decision`, `cancelled`, or nothing."""
+        for entry in await self.log.kept(run.id):
+            event, payload = entry.event, entry.event.payload or {}
+            if event.type == EventType.APPROVAL_DECISION and payload.get("approval_id") == approval_id(node, visit):
+                return {"decision": payload}
+            if event.type == EventType.WORKFLOW_CANCELLING:
+                return {"cancelled": True}
+        return {}
+
     async def child_input(self, run: Run, request: RunRequest, plan: Plan, node: Node) -> Any:
         """The one argument of a workflow that is a step. Raises TemplateFailed, InvalidRequest, LogUnavailable."""
         assert isinstance(node.spec, Child)
@@ -146,16 +167,18 @@ class Stage:
             return workflow_input(run, request, "request")
         return render(node.spec.input, state.names(plan.root, node, asked))
 
-    async def child_output(self, run_id: str, node: Node, result: Any) -> None:
-        """What a workflow that is a step brought, as what an agent of its name said."""
+    async def child_output(self, run_id: str, node: Node, visit: int, result: Any) -> None:
+        """What a workflow that is a step brought, as what an agent of its name said; of nothing, what it said meanwhile."""
         text = result if isinstance(result, str) else "" if result is None else msgspec.json.encode(result).decode()
+        if not text:
+            text = (await past(self.log, run_id, node.name)).unreported.text
         payload = {"call_id": node.name, "finish_reason": "stop", "usage": Usage().facts()}
         at = timestamp(int(self._clock.time() * 1000))
         events = [
             Event(EventType.LLM_OUTPUT, at, node.name, text, payload),
             Event(EventType.AGENT_COMPLETED, at, node.name),
         ]
-        await self.log.append(run_id, f"said:{node.name}", 1, 0, [encode(event) for event in events], events=events)
+        await self.log.append(run_id, f"said:{node.name}/{visit}", 1, 1, [encode(event) for event in events], events=events)
 
     async def end(self, run_id: str, plan: Plan, result: StepResult) -> None:
         """Close the log of a run whose plan came to this. Harmless when it is closed."""
@@ -171,10 +194,11 @@ class Stage:
                 await self._ender.fail(run_id, _worded(result, events))
 
     async def _news(self, run_id: str, progress: Sequence[Progress]) -> Sequence[Progress]:
-        said = {
-            _facts(entry.event.payload or {}) for entry in await self.log.kept(run_id) if entry.event.type == EventType.PROGRESS
-        }
-        return [one for one in progress if _facts(one.payload()) not in said]
+        """Those that the log does not have, with at least the fraction that was told last."""
+        said = [entry.event.payload or {} for entry in await self.log.kept(run_id) if entry.event.type == EventType.PROGRESS]
+        known, told = {_facts(one) for one in said}, max((one.get("progress") or 0.0 for one in said), default=0.0)
+        news = [one for one in progress if _facts(one.payload()) not in known]
+        return [msgspec.structs.replace(one, progress=max(one.progress, told)) for one in news]
 
     async def _told(self, run_id: str, progress: Progress) -> Progress:
         """With the words of the failure, which are in the log and nowhere else."""

@@ -9,7 +9,7 @@ A later attempt reads what is in the log and goes on from there. What is said in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -182,7 +182,7 @@ class Agent:
             case "cancelled":
                 if stop.reason is None and stop.by is None:
                     stop = await self._as_asked(stop)
-                await self._conversation.break_off(final=True)
+                await self._undisturbed(self._conversation.break_off(final=True))
                 if self._job.final:
                     ending = endings.cancelled(self._at.now(), stop.reason, stop.by, self._spent())
                     await self._end(ending, RunState.CANCELLED)
@@ -208,8 +208,23 @@ class Agent:
 
     async def _hand_back(self) -> None:
         """The run goes on without this attempt: nobody who takes the step up again is to wait for it."""
+        await self._undisturbed(self._handed_back())
+
+    async def _handed_back(self) -> None:
         await self._writer.flush()
         await self._lease.release()
+
+    async def _undisturbed(self, work: Coroutine[Any, Any, None]) -> None:
+        """What has been decided is done, whoever else wants the attempt to end meanwhile."""
+        task = asyncio.create_task(work)
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled() or not self._comes_too_late():
+                    task.cancel()
+                    raise
+        await task
 
     def _spent(self) -> dict[str, Any] | None:
         """What all calls so far used, for an ending that is not a completion."""

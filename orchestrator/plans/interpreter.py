@@ -11,9 +11,8 @@ again from its beginning is harmless, because a conversation whose end is in the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -50,10 +49,8 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     feedback: str | None = None
 
 
-class Paused(HeadgateError):
+class Paused(Exception):
     """The run is to stand still, and what is asked of this process ends here until it goes on."""
-
-    code = "paused"
 
 
 class StepContext(Protocol):
@@ -83,8 +80,16 @@ class StepContext(Protocol):
     async def tell(self, progress: Sequence[Progress]) -> None:
         """Say these in the run's log, once."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether what is cancelled here is taken up by another execution, so that nobody is to hear that it was."""
+
+    @property
+    def long(self) -> bool:
+        """Whether this execution should be continued as another."""
+
     async def renew(self, next_step: int, share: Share) -> None:
-        """A point between two top-level steps, at which a long execution may be continued as another from `next_step`."""
+        """Continue it as another from this top-level step on; all that was to be told is told."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -101,9 +106,8 @@ async def interpret(
     """
     interpreter = Interpreter(context)
     try:
-        async with _within(None if plan.single else timeout_s) as late:
-            return await interpreter.plan(plan.root, share or Share.whole(), first_step)
-        return late
+        work = interpreter.plan(plan.root, share or Share.whole(), first_step)
+        return await _within(None if plan.single else timeout_s, work)
     finally:
         await interpreter.told()
 
@@ -121,15 +125,17 @@ class Interpreter:
             return await self._agent(root, final=True)
         if not isinstance(root.spec, Sequential):
             return await self.step(root, Place(), share)
-        async with _within(root.spec.timeout_s) as late:
-            for index in range(first_step, len(root.children)):
-                if index > first_step:
-                    await self._context.renew(index, share)
-                result = await self.step(root.children[index], Place(index), share.part(len(root.children)))
-                if result.state is not RunState.COMPLETED:
-                    return result
-            return _DONE
-        return late
+        return await _within(root.spec.timeout_s, self._top_level(root, share, first_step))
+
+    async def _top_level(self, root: Node, share: Share, first_step: int) -> StepResult:
+        for index in range(first_step, len(root.children)):
+            if index > first_step and self._context.long:
+                await self.told()
+                await self._context.renew(index, share)
+            result = await self.step(root.children[index], Place(index), share.part(len(root.children)))
+            if result.state is not RunState.COMPLETED:
+                return result
+        return _DONE
 
     async def branches(self, node: Node, place: Place, share: Share) -> StepResult:
         """A parallel step whose start was told elsewhere, and whose end will be."""
@@ -150,17 +156,18 @@ class Interpreter:
                 return self._ended(node, place, share, _failed(node, error))
         self._tell(node, place, share, "started", branch)
         try:
-            if not node.children:
-                await self.told()  # what it says follows
+            if not node.children or isinstance(node.spec, Parallel):
+                await self.told()  # what it, or whoever carries it out, says follows
             result = await self._do(node, place, share, branch)
         except asyncio.CancelledError:
-            self._tell(node, place, share, "cancelled")
+            if not self._context.goes_on:
+                self._tell(node, place, share, "cancelled")
             raise
         return self._ended(node, place, share, result)
 
     async def told(self) -> None:
-        """All that was to be told is in the log."""
-        while self._telling is not None:
+        """All that was to be told is in the log. Raises what it was refused with."""
+        if self._telling is not None:
             await asyncio.shield(self._telling)
 
     def _ended(self, node: Node, place: Place, share: Share, result: StepResult) -> StepResult:
@@ -179,7 +186,7 @@ class Interpreter:
             case Agent():
                 return await self._agent(node, final=False)
             case Sequential():
-                return await self._sequential(node, node.spec, place, share)
+                return await _within(node.spec.timeout_s, self._sequential(node, place, share))
             case Parallel():
                 whole = await self._whole(node, place, share)
                 return whole or await self._parallel(node, node.spec, place, share)
@@ -208,14 +215,12 @@ class Interpreter:
             if result is None or result.state is not RunState.PAUSED:
                 return result
 
-    async def _sequential(self, node: Node, spec: Sequential, place: Place, share: Share) -> StepResult:
-        async with _within(spec.timeout_s) as late:
-            for child in node.children:
-                result = await self.step(child, place, share.part(len(node.children)))
-                if result.state is not RunState.COMPLETED:
-                    return result
-            return _DONE
-        return late
+    async def _sequential(self, node: Node, place: Place, share: Share) -> StepResult:
+        for child in node.children:
+            result = await self.step(child, place, share.part(len(node.children)))
+            if result.state is not RunState.COMPLETED:
+                return result
+        return _DONE
 
     async def _parallel(self, node: Node, spec: Parallel, place: Place, share: Share) -> StepResult:
         """The failure of a branch is the step's, or waits until all have ended. Whatever happens, none outlives the step."""
@@ -233,9 +238,7 @@ class Interpreter:
 
         tasks = [asyncio.create_task(branch(index, child)) for index, child in enumerate(node.children)]
         try:
-            async with _within(spec.timeout_s) as late:
-                return await _outcome(node, spec, tasks)
-            return late
+            return await _within(spec.timeout_s, _outcome(node, spec, tasks))
         finally:
             await _stopped(tasks)
 
@@ -244,7 +247,7 @@ class Interpreter:
         last = spec.max_retries + 1
         for attempt in range(1, last + 1):
             result = await self.step(inner, msgspec.structs.replace(place, attempt=attempt), share.part(held=True))
-            if result.state not in (RunState.FAILED, RunState.TIMEOUT):
+            if result.state not in (RunState.FAILED, RunState.TIMEOUT) or _unpaid(result):
                 return result
             if attempt < last:
                 await self._context.sleep(delay_s * (1 + spec.jitter * self._context.random()))
@@ -266,9 +269,7 @@ class Interpreter:
     async def _child(self, node: Node, place: Place, share: Share) -> StepResult:
         if node.children:
             assert isinstance(node.spec, Child)
-            async with _within(node.spec.timeout_s) as late:
-                return await self.step(node.children[0], place, share.part())
-            return late
+            return await _within(node.spec.timeout_s, self.step(node.children[0], place, share.part()))
         visit = self._visit(node)
         await self._context.checkpoint(node.name)
         return await self._context.run_child(node, visit)
@@ -303,16 +304,13 @@ class Interpreter:
                 branch=branch,
             )
         )
-        if self._telling is None:
+        if self._telling is None or (self._telling.done() and self._telling.exception() is None):
             self._telling = asyncio.create_task(self._tell_all())
 
     async def _tell_all(self) -> None:
-        try:
-            while self._untold:
-                untold, self._untold = self._untold, []
-                await self._context.tell(untold)
-        finally:
-            self._telling = None
+        while self._untold:
+            untold, self._untold = self._untold, []
+            await self._context.tell(untold)
 
 
 _DONE = StepResult(RunState.COMPLETED)
@@ -323,15 +321,23 @@ def _failed(node: Node, error: HeadgateError) -> StepResult:
     return StepResult(RunState.FAILED, failure=error.failure(), step=node.name)
 
 
-@asynccontextmanager
-async def _within(seconds: float | None) -> AsyncIterator[StepResult]:
-    """Around a step that may take so long; what follows the block is what becomes of one that takes longer."""
+async def _within(seconds: float | None, work: Coroutine[Any, Any, StepResult]) -> StepResult:
+    """What the work comes to, or that it took too long: agents take being cancelled for a result."""
+    if seconds is None:
+        return await work
     try:
         async with asyncio.timeout(seconds) as bound:
-            yield _LATE
+            result = await work
     except TimeoutError:
         if not bound.expired():
             raise
+        return _LATE
+    return _LATE if bound.expired() and result.state is RunState.CANCELLED and not result.ended else result
+
+
+def _unpaid(result: StepResult) -> bool:
+    """Whether nothing is left to pay for more: trying again, or going on without it, would only be refused again."""
+    return result.failure is not None and result.failure.code in endings.BUDGETS
 
 
 async def _outcome(node: Node, spec: Parallel, tasks: Sequence[asyncio.Task[StepResult]]) -> StepResult:
@@ -340,6 +346,8 @@ async def _outcome(node: Node, spec: Parallel, tasks: Sequence[asyncio.Task[Step
     failed: list[StepResult] = []
     for finished in _as_they_end(tasks):
         task = await finished
+        if task.cancelled():  # by itself: what it waited for was
+            return StepResult(RunState.CANCELLED)
         if isinstance(error := task.exception(), Paused):
             paused = error  # the others come to a safe point as well
             continue
@@ -350,7 +358,7 @@ async def _outcome(node: Node, spec: Parallel, tasks: Sequence[asyncio.Task[Step
             case RunState.FAILED | RunState.TIMEOUT:
                 branch = node.children[tasks.index(task)].local
                 failed.append(msgspec.structs.replace(result, where=(f"branch '{branch}'", *result.where)))
-                if spec.on_error == "fail_fast" or len(failed) == len(tasks):
+                if spec.on_error == "fail_fast" or len(failed) == len(tasks) or _unpaid(result):
                     return failed[-1]
             case _:
                 return result

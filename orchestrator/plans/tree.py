@@ -47,6 +47,25 @@ class Node(msgspec.Struct, frozen=True):
         external = isinstance(self.spec, Child) and self.spec.model is None
         return external or self.kind == "approval" or any(child.waits for child in self.children)
 
+    @property
+    def longest_s(self) -> float:
+        """The longest that it may take, if it waits for nobody but its agents."""
+        inner = [child.longest_s for child in self.children]
+        match self.spec:
+            case Agent(timeout_s=longest):
+                return longest
+            case Parallel(timeout_s=bound, max_concurrency=None):
+                longest = max(inner)
+            case Sequential(timeout_s=bound) | Parallel(timeout_s=bound):
+                longest = sum(inner)
+            case Retry(max_retries=retries, delay_s=delay, backoff=backoff, jitter=jitter):
+                bound = None
+                longest = inner[0] * (retries + 1) + sum(delay * backoff**number * (1 + jitter) for number in range(retries))
+            case _:
+                bound = getattr(self.spec, "timeout_s", None)
+                longest = max(inner, default=0.0)
+        return longest if bound is None else min(longest, bound)
+
     def walk(self) -> Iterator[Node]:
         """It and all below it, as the plan is read."""
         yield self

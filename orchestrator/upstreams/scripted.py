@@ -14,7 +14,7 @@ import msgspec
 
 from orchestrator.upstreams.chunks import FINISHES
 from orchestrator.upstreams.config import ScriptedConfig
-from orchestrator.upstreams.playing import Action, Play, script_for
+from orchestrator.upstreams.playing import Action, Play, prompt_of, script_for
 from orchestrator.upstreams.rejections import Scrubber, rejection, reported
 from orchestrator.upstreams.script import Blank, Broken, Cut, Garbage, Line, Manner, Status, Wait
 from orchestrator.upstreams.upstream import (
@@ -60,7 +60,7 @@ class ScriptedUpstream:
     async def stream(self, call: Call) -> AsyncGenerator[Sequence[Piece], None]:
         """See `Upstream.stream`. Raises InvalidRequest for a script with a mistake in it."""
         script = script_for(call.body, self._config.script, self._config.rate)
-        record, earlier = self.witness.open(call.run_id, call.model, call.body)
+        record, earlier = self.witness.open(call.run_id, call.model, call.body, prompt_of(call.body))
         play = Play(script, call.body, earlier_calls=earlier, prefix=call.prefix)
         performance = _Performance(play.manner)
         ending: Ending = "cancelled"

@@ -42,13 +42,13 @@ class Witness:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.calls: deque[ScriptedCall] = deque(maxlen=MAX_CALLS)
         self.clock = clock
-        self._asked: Counter[str] = Counter()
+        self._asked: Counter[tuple[str, str]] = Counter()
         self._arrived = asyncio.Event()
 
-    def open(self, key: str, model: str, body: dict[str, Any]) -> tuple[ScriptedCall, int]:
-        """The record of a new call, and how many with the same key came before it."""
-        earlier = self._asked.pop(key, 0)
-        self._asked[key] = earlier + 1
+    def open(self, key: str, model: str, body: dict[str, Any], prompt: str = "") -> tuple[ScriptedCall, int]:
+        """The record of a new call, and how many with the same key and prompt came before it."""
+        earlier = self._asked.pop((key, prompt), 0)
+        self._asked[key, prompt] = earlier + 1
         if len(self._asked) > MAX_CALLS:
             del self._asked[next(iter(self._asked))]
         call = ScriptedCall(key, model, body, self.clock())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from datetime import timedelta
 from fractions import Fraction
@@ -20,20 +21,21 @@ from orchestrator import endings, trace
 from orchestrator.agents.desk import Beat, Desk
 from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.ender import Ender
-from orchestrator.errors import Failure
+from orchestrator.errors import Failure, InvalidRequest
 from orchestrator.events import EventType
 from orchestrator.foreign import ForeignRuns
 from orchestrator.gate import Gates
-from orchestrator.inline_steps import Execution, InlineSteps, Stopped
+from orchestrator.inline_steps import Execution, InlineSteps, Stopped, sibling
 from orchestrator.plans.interpreter import Interpreter, Paused, StepResult
 from orchestrator.plans.plan import Plan
 from orchestrator.plans.progress import Place, Progress, Share, Tally
 from orchestrator.plans.template import TemplateFailed
 from orchestrator.plans.tree import Node
 from orchestrator.runs import Run, RunRequest, RunState
-from orchestrator.stage import Stage
+from orchestrator.stage import PLAN, Stage
 from orchestrator.streamlog.log import AppendSkipped, Fenced, Log, LogClosed, LogMissing, LogUnavailable
 from orchestrator.workflows import messages as said
+from orchestrator.workflows.steps import briefly
 
 ATTEMPTS_PER_RANK = 1000
 """What a workflow asks for later outranks all attempts at what it asked for earlier."""
@@ -62,6 +64,7 @@ class Activities:
             self.choose,
             self.ask_approval,
             self.expire_approval,
+            self.look,
             self.child_input,
             self.child_output,
             self.tell,
@@ -112,12 +115,12 @@ class Activities:
             request,
             Plan.model_validate(request.plan),
             rank=job.rank * ATTEMPTS_PER_RANK + attempt,
-            writer=f"plan:{job.step}",
+            writer=f"{PLAN}{job.step}",
             lease_ms=round(job.heartbeat_s * 1000),
             stays=False,
             fresh=job.fresh and attempt == 1,
             beat=beat,
-            cancelled=_why,
+            cancelled=_why_a_branch,
         )
         place = msgspec.convert(job.place, Place)
         share = Share(Tally(Fraction(*job.finished)), Fraction(*job.weight))
@@ -171,9 +174,17 @@ class Activities:
     async def expire_approval(self, job: said.StepInput) -> dict[str, Any]:
         """What holds when nobody has decided in time."""
         run, plan = await self._planned(job.run_id)
-        verdict = await self._stage.expire_approval(run, plan.step(job.step), job.visit)
+        with _for_good():
+            verdict = await self._stage.expire_approval(run, plan.step(job.step), job.visit)
         encoded: dict[str, Any] = msgspec.to_builtins(verdict)
         return encoded
+
+    @activity.defn(name=said.LOOK)
+    async def look(self, job: said.StepInput) -> dict[str, Any]:
+        """What the log says about an approval, in case nobody could tell."""
+        run, plan = await self._planned(job.run_id)
+        found = await self._stage.look(run, plan.step(job.step), job.visit)
+        return {"decision": briefly(found["decision"])} if "decision" in found else found
 
     @activity.defn(name=said.CHILD_INPUT)
     async def child_input(self, job: said.StepInput) -> Any:
@@ -184,13 +195,14 @@ class Activities:
     async def child_output(self, job: said.ChildOutput) -> None:
         """Say what a workflow that is a step brought."""
         _, plan = await self._planned(job.run_id)
-        await self._stage.child_output(job.run_id, plan.step(job.step), job.result)
+        with _for_good():
+            await self._stage.child_output(job.run_id, plan.step(job.step), job.visit, job.result)
 
     @activity.defn(name=said.TELL)
     async def tell(self, job: said.TellInput) -> None:
         """Say progress in the run's log."""
         progress = msgspec.convert(job.progress, list[Progress])
-        await self._stage.tell(job.run_id, "plan", job.rank, job.number, progress, again=job.rank > 1)
+        await self._stage.tell(job.run_id, PLAN, job.rank, job.number, progress, again=job.rank > 1)
 
     @activity.defn(name=said.END_PLAN)
     async def end_plan(self, job: said.PlanEnd) -> None:
@@ -201,22 +213,20 @@ class Activities:
             await self._stage.end(job.run_id, plan, msgspec.convert(job.result, StepResult))
 
     async def _of_the_plan(self, job: said.StepInput, act: Callable[[Run, RunRequest, Plan, Node], Awaitable[Any]]) -> Any:
-        """Something that needs what earlier steps have brought. A template's mistake is not tried again."""
-        run, request = await self._log.run(job.run_id), await self._log.request(job.run_id)
-        if run is None or request is None:
-            raise ApplicationError("The run's log is gone.", type=TemplateFailed.code, non_retryable=True)
-        plan = Plan.model_validate(request.plan)
-        try:
+        """Something that needs what earlier steps have brought."""
+        with _for_good():
+            run, request = await self._log.run(job.run_id), await self._log.request(job.run_id)
+            if run is None or request is None:
+                raise LogMissing
+            plan = Plan.model_validate(request.plan)
             return await act(run, request, plan, plan.step(job.step))
-        except TemplateFailed as error:
-            benign = ApplicationErrorCategory.BENIGN
-            raise ApplicationError(error.message, type=error.code, non_retryable=True, category=benign) from error
 
     async def _planned(self, run_id: str) -> tuple[Run, Plan]:
-        run, request = await self._log.run(run_id), await self._log.request(run_id)
-        if run is None or request is None:
-            raise LogMissing
-        return run, Plan.model_validate(request.plan)
+        with _for_good():
+            run, request = await self._log.run(run_id), await self._log.request(run_id)
+            if run is None or request is None:
+                raise LogMissing
+            return run, Plan.model_validate(request.plan)
 
     async def _asked(self, run_id: str, beat: Callable[[], None]) -> tuple[Run | None, RunRequest | None]:
         """The run and its request, however long the log is away: an outage is no failure of an attempt."""
@@ -246,6 +256,16 @@ class Activities:
             await self._stage.herald.say(job.run_id, EventType(job.type), job.payload, once=job.once, state=RunState(job.state))
         except (LogClosed, LogMissing):
             activity.logger.info("a run had ended before %s could be said", job.type)
+
+
+@contextmanager
+def _for_good() -> Iterator[None]:
+    """Around what is tried until it succeeds: a plan's or a request's mistake, and a log that is closed, stay what they are."""
+    try:
+        yield
+    except (TemplateFailed, InvalidRequest, LogClosed, LogMissing) as error:
+        benign = ApplicationErrorCategory.BENIGN
+        raise ApplicationError(error.message, type=error.code, non_retryable=True, category=benign) from error
 
 
 def _heartbeat() -> Callable[[], None]:
@@ -299,6 +319,11 @@ def _why() -> Stop:
     if details is not None and details.cancel_requested and not details.worker_shutdown:
         return Stop("cancelled")
     return Stop("shutdown")
+
+
+def _why_a_branch() -> Stop:
+    """Nobody has cancelled the activity: then the interpreter in it has, and no other attempt follows."""
+    return sibling() if activity.cancellation_details() is None else _why()
 
 
 def _encoded(result: StepResult) -> dict[str, Any]:

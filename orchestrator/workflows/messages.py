@@ -12,10 +12,23 @@ TELL = "tell"
 SAY = "say"
 ASK_APPROVAL = "ask_approval"
 EXPIRE_APPROVAL = "expire_approval"
+LOOK = "look"
 CHILD_INPUT = "child_input"
 CHILD_OUTPUT = "child_output"
 END_PLAN = "end_plan"
 END_RUN = "end_run"
+
+
+LONG_HISTORY = 2000
+"""Events after which an execution is continued as another; Temporal warns at 10,240."""
+
+
+@dataclass
+class PauseInput:
+    """Who asked to pause or to resume, and why."""
+
+    reason: str | None
+    by: str | None
 
 
 @dataclass
@@ -23,7 +36,8 @@ class RunInput:
     """What a run's workflow is given. `plan` is an outline; the request stays beside the log.
 
     The rest is for a workflow that goes on where another of the same run left off: the top-level step that is next, what has
-    finished of the whole (a numerator and a denominator), and how much was counted: ranks and appends of progress.
+    finished of the whole (a numerator and a denominator), how much was counted (ranks and appends of progress), and whether it is
+    to stand still: of `pauses`, so many are answered with word that it goes on.
     """
 
     run_id: str
@@ -35,6 +49,11 @@ class RunInput:
     finished: tuple[int, int] = (0, 1)
     ranks: int = 0
     told: int = 0
+    pause: PauseInput | None = None
+    resumed: PauseInput | None = None
+    pauses: int = 0
+    answered: int = 0
+    long_history: int = LONG_HISTORY
 
 
 @dataclass
@@ -101,14 +120,7 @@ class ChildOutput:
     run_id: str
     step: str
     result: Any
-
-
-@dataclass
-class PauseInput:
-    """Who asked to pause or to resume, and why."""
-
-    reason: str | None
-    by: str | None
+    visit: int = 1
 
 
 @dataclass

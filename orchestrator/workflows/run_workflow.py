@@ -13,7 +13,7 @@ import asyncio
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from fractions import Fraction
@@ -26,20 +26,21 @@ with workflow.unsafe.imports_passed_through():
     from orchestrator.plans.progress import Share, Tally
     from orchestrator.runs import RunState
     from orchestrator.workflows.messages import END_PLAN, PauseInput, PlanEnd, RunInput
-    from orchestrator.workflows.steps import Gate, TemporalSteps, briefly, ending_options
+    from orchestrator.workflows.steps import Gate, TemporalSteps, briefly, broken_off, ending_options
 
 WORKFLOW = "HeadgateRun"
 
 
 @workflow.defn(name=WORKFLOW)
 class RunWorkflow:
-    def __init__(self) -> None:
-        self._gate = Gate()
+    @workflow.init
+    def __init__(self, job: RunInput) -> None:
+        self._gate = Gate(job)
 
     @workflow.signal
     def pause(self, reason: str | None, by: str | None) -> None:
         self._gate.pause = PauseInput(reason, by)
-        self._gate.count += 1
+        self._gate.pauses += 1
 
     @workflow.signal
     def resume(self, reason: str | None, by: str | None) -> None:
@@ -58,8 +59,10 @@ class RunWorkflow:
             left_s = None if job.deadline_ms is None else max(0.0, job.deadline_ms / 1000 - workflow.time())
             steps = TemporalSteps(job, self._gate)
             result = await interpret(plan, steps, share=share, first_step=job.next_step, timeout_s=left_s)
-        except (asyncio.CancelledError, ActivityError) as error:
-            result = self._broken_off(error)
+        except asyncio.CancelledError:
+            result = StepResult(RunState.CANCELLED, reason=workflow.cancellation_reason() or None)
+        except ActivityError as error:
+            result = broken_off(error)
         if not result.ended:
             await workflow.execute_activity(END_PLAN, PlanEnd(job.run_id, msgspec.to_builtins(result)), **ending_options())
         match result.state:
@@ -72,16 +75,3 @@ class RunWorkflow:
             case _:
                 failure = result.failure or endings.ENGINE_ERROR
                 raise ApplicationError("The run failed; its log says why.", type=failure.code, non_retryable=True)
-
-    def _broken_off(self, error: BaseException) -> StepResult:
-        """An activity that never came to an end of its own."""
-        if is_cancelled_exception(error):
-            return StepResult(RunState.CANCELLED, reason=workflow.cancellation_reason() or None)
-        lost = error.cause if isinstance(error, ActivityError) else None
-        if not isinstance(lost, TimeoutError):
-            failure = endings.ENGINE_ERROR
-        elif lost.type is TimeoutType.HEARTBEAT:
-            failure = endings.WORKER_LOST
-        else:
-            failure = endings.TIMEOUT
-        return StepResult(endings.failed_state(failure), failure=failure)

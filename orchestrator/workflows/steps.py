@@ -7,6 +7,7 @@ branches then cost Temporal nothing, and start and end within milliseconds of ea
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -14,7 +15,15 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    TimeoutType,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
+from temporalio.exceptions import TimeoutError as ActivityTimeout
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
@@ -33,17 +42,18 @@ RANKS_PER_GENERATION = 1000
 """An agent that was paused and goes on takes another rank; a workflow that the janitor starts anew is another generation. Later
 ones outrank all attempts of earlier ones."""
 
-LONG_HISTORY = 2000
-"""Events after which an execution is continued as another; Temporal warns at 10,240."""
+LOOK_S = 10.0
+"""After so long a run that waits for a decision looks whether it is in the log, where decisions are before anybody tells of them;
+then after twice as long, and so on."""
 
 
 class Gate:
-    """Whether the run is to stand still, as its signals say, and what was decided."""
+    """Whether the run is to stand still, as its signals say, how often it was, and what was decided."""
 
-    def __init__(self) -> None:
-        self.pause: said.PauseInput | None = None
-        self.resumed: said.PauseInput | None = None
-        self.count = 0
+    def __init__(self, job: said.RunInput) -> None:
+        self.pause = job.pause
+        self.resumed = job.resumed
+        self.pauses = job.pauses
         self.decisions: dict[str, dict[str, Any]] = {}
 
 
@@ -57,20 +67,23 @@ class TemporalSteps(StepContext):
         self._told = job.told
         self._working = 0
         self._asked: set[str] = set()
+        self._answered = job.answered
 
     async def checkpoint(self, step: str) -> None:
         """The last of several branches to come to one says that the run stands still."""
         gate = self._gate
-        if gate.pause is None:
-            return
-        name = str(gate.count)
-        await workflow.wait_condition(lambda: gate.pause is None or not self._working)
-        if gate.pause is None:
-            return
-        await self._say("WORKFLOW_PAUSED", {"checkpoint": step, **asdict(gate.pause)}, f"paused-{name}", RunState.PAUSED)
-        await workflow.wait_condition(lambda: gate.pause is None)
-        resumed = asdict(gate.resumed) if gate.resumed else {}
-        await self._say("WORKFLOW_RESUMED", resumed, f"resumed-{name}", RunState.RUNNING)
+        while gate.pause is not None:
+            await workflow.wait_condition(lambda: gate.pause is None or not self._working)
+            if gate.pause is not None:
+                paused = {"checkpoint": step, **asdict(gate.pause)}
+                await self._say("WORKFLOW_PAUSED", paused, f"paused-{self._pauses}", RunState.PAUSED)
+                await workflow.wait_condition(lambda: gate.pause is None)
+        if self._answered < gate.pauses:  # also where it was resumed before it stood still
+            self._answered = gate.pauses
+            resumed = asdict(gate.resumed) if gate.resumed else {}
+            await self._say("WORKFLOW_RESUMED", resumed, f"resumed-{self._pauses}", RunState.RUNNING)
+        if workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError  # whatever was under way when it was asked for has ended otherwise
 
     async def run_agent(self, node: Node, visit: int, *, final: bool) -> StepResult:
         assert isinstance(node.spec, Agent)
@@ -83,8 +96,7 @@ class TemporalSteps(StepContext):
         if node.waits or place.parallel_index is not None:
             return None
         assert isinstance(node.spec, Parallel)
-        agents = [agent.spec for agent in node.agents() if isinstance(agent.spec, Agent)]
-        longest_s = node.spec.timeout_s or sum(agent.timeout_s for agent in agents)
+        attempts = max((agent.spec.attempts for agent in node.agents() if isinstance(agent.spec, Agent)), default=1)
         asked = said.BranchesInput(
             self._job.run_id,
             node.name,
@@ -95,7 +107,7 @@ class TemporalSteps(StepContext):
             weight=share.weight.as_integer_ratio(),
             fresh=self._fresh(node),
         )
-        return await self._work(said.RUN_BRANCHES, asked, longest_s, max((agent.attempts for agent in agents), default=1))
+        return await self._work(said.RUN_BRANCHES, asked, node.longest_s, attempts)
 
     async def choose(self, node: Node) -> Branch:
         try:
@@ -111,11 +123,26 @@ class TemporalSteps(StepContext):
             wanted: str = await self._briefly(said.ASK_APPROVAL, step)
         except ActivityError as error:
             raise _refused(error) from error
-        try:
-            await workflow.wait_condition(lambda: wanted in gate.decisions, timeout=node.spec.timeout_s)
-        except TimeoutError:
-            return msgspec.convert(await self._briefly(said.EXPIRE_APPROVAL, step), Verdict)
+        late, look_s = workflow.time() + node.spec.timeout_s, LOOK_S
+        while wanted not in gate.decisions:
+            left_s = late - workflow.time()
+            if left_s <= 0:
+                gate.decisions[wanted] = await self._briefly(said.EXPIRE_APPROVAL, step)
+                break
+            try:
+                await workflow.wait_condition(lambda: wanted in gate.decisions, timeout=min(left_s, look_s))
+            except TimeoutError:
+                if look_s < left_s:
+                    await self._look(wanted, step)
+                look_s *= 2
         return msgspec.convert(gate.decisions[wanted], Verdict)
+
+    async def _look(self, wanted: str, step: said.StepInput) -> None:
+        found: dict[str, Any] = await self._briefly(said.LOOK, step)
+        if found.get("cancelled"):
+            raise asyncio.CancelledError
+        if "decision" in found:
+            self._gate.decisions.setdefault(wanted, found["decision"])
 
     async def run_child(self, node: Node, visit: int) -> StepResult:
         assert isinstance(node.spec, Child)
@@ -126,18 +153,18 @@ class TemporalSteps(StepContext):
             result: Any = await workflow.execute_child_workflow(
                 workflow_type,
                 argument,
-                id=f"{self._job.run_id}/{node.name}" + (f"-{visit}" if visit > 1 else ""),
+                id=f"{self._job.run_id}/{node.name}" + (f"/{visit}" if visit > 1 else ""),
                 task_queue=spec.task_queue,
                 execution_timeout=timedelta(seconds=spec.timeout_s),
                 cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             )
-        except (ActivityError, ChildWorkflowError) as error:
+        except (ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError) as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from error
             failure = failure_of(error)
             return StepResult(endings.failed_state(failure), failure=failure)
-        await self._briefly(said.CHILD_OUTPUT, said.ChildOutput(self._job.run_id, node.name, result))
+        await self._briefly(said.CHILD_OUTPUT, said.ChildOutput(self._job.run_id, node.name, result, visit))
         return StepResult(RunState.COMPLETED)
 
     async def tell(self, progress: Sequence[Progress]) -> None:
@@ -145,25 +172,27 @@ class TemporalSteps(StepContext):
         told = [msgspec.to_builtins(one) for one in progress]
         await self._briefly(said.TELL, said.TellInput(self._job.run_id, self._told, self._job.generation + 1, told))
 
-    async def renew(self, next_step: int, share: Share) -> None:
-        if self._gate.pause is not None:
-            return  # the next execution would not know
+    @property
+    def goes_on(self) -> bool:
+        return False
+
+    @property
+    def long(self) -> bool:
         info = workflow.info()
-        if not info.is_continue_as_new_suggested() and info.get_current_history_length() < LONG_HISTORY:
-            return
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        job = self._job
+        return info.is_continue_as_new_suggested() or info.get_current_history_length() >= self._job.long_history
+
+    async def renew(self, next_step: int, share: Share) -> None:
         workflow.continue_as_new(
-            said.RunInput(
-                job.run_id,
-                job.plan,
-                job.heartbeat_s,
-                job.generation,
-                job.deadline_ms,
+            dataclasses.replace(
+                self._job,
                 next_step=next_step,
                 finished=share.finished.as_integer_ratio(),
                 ranks=self._ranks,
                 told=self._told,
+                pause=self._gate.pause,
+                resumed=self._gate.resumed,
+                pauses=self._gate.pauses,
+                answered=self._answered,
             )
         )
 
@@ -190,6 +219,10 @@ class TemporalSteps(StepContext):
                     maximum_attempts=attempts,
                 ),
             )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise asyncio.CancelledError from error
+            return broken_off(error)
         finally:
             self._working -= 1
         return msgspec.convert(result, StepResult)
@@ -203,7 +236,6 @@ class TemporalSteps(StepContext):
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(milliseconds=200),
                 maximum_interval=timedelta(seconds=5),
-                non_retryable_error_types=[TemplateFailed.code],
             ),
         )
 
@@ -211,6 +243,12 @@ class TemporalSteps(StepContext):
         await workflow.execute_activity(
             said.SAY, said.SayInput(self._job.run_id, event_type, payload, once, state.value), **ending_options()
         )
+
+    @property
+    def _pauses(self) -> str:
+        """A name for the latest pause that no other has, whichever workflow of the run says something of it."""
+        generation = f"{self._job.generation}-" if self._job.generation else ""
+        return f"{generation}{self._gate.pauses}"
 
     def _rank(self) -> int:
         self._ranks += 1
@@ -222,6 +260,18 @@ class TemporalSteps(StepContext):
             return False
         self._asked.add(node.name)
         return self._job.generation == 0
+
+
+def broken_off(error: ActivityError) -> StepResult:
+    """What becomes of a step whose activity did not say how it ended."""
+    if is_cancelled_exception(error):
+        return StepResult(RunState.CANCELLED, reason=workflow.cancellation_reason() or None)
+    cause = error.cause
+    if not isinstance(cause, ActivityTimeout):
+        failure = endings.ENGINE_ERROR
+    else:
+        failure = endings.WORKER_LOST if cause.type is TimeoutType.HEARTBEAT else endings.TIMEOUT
+    return StepResult(endings.failed_state(failure), failure=failure)
 
 
 def ending_options() -> dict[str, Any]:

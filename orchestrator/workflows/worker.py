@@ -24,7 +24,7 @@ from orchestrator.plans.plan import Plan
 from orchestrator.runs import Run, RunRequest
 from orchestrator.workflows.activities import Activities
 from orchestrator.workflows.foreign_workflow import FOREIGN_WORKFLOW, ForeignInput, ForeignWorkflow, watcher_id
-from orchestrator.workflows.messages import RunInput
+from orchestrator.workflows.messages import LONG_HISTORY, RunInput
 from orchestrator.workflows.run_workflow import WORKFLOW, RunWorkflow
 from orchestrator.workflows.timeline import timeline
 
@@ -81,7 +81,8 @@ _CLOSED = {
 
 
 class Temporal:
-    """`call_timeout_s` bounds every call, so that a door learns in time that Temporal is away."""
+    """`call_timeout_s` bounds every call, so that a door learns in time that Temporal is away. `long_history` is after how many
+    events a run's workflow is continued as another."""
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class Temporal:
         max_agents: int,
         drain_s: float,
         call_timeout_s: float = 1.5,
+        long_history: int = LONG_HISTORY,
     ) -> None:
         self._address = address
         self._activities = activities
@@ -100,6 +102,7 @@ class Temporal:
         self._heartbeat_s = heartbeat_s
         self._max_agents = max_agents
         self._drain_s = drain_s
+        self._long_history = long_history
         self._timeout = timedelta(seconds=call_timeout_s)
         self._client: Client | None = None
 
@@ -128,12 +131,13 @@ class Temporal:
         """Start the run's workflow, eagerly in this process if it can be. Raises TemporalUnavailable."""
         if request.workflow is None:
             outline = Plan.model_validate(request.plan).outline()
-            await self._start(WORKFLOW, RunInput(run.id, outline, self._heartbeat_s, generation, run.deadline_ms), run.id)
+            job = RunInput(run.id, outline, self._heartbeat_s, generation, run.deadline_ms, long_history=self._long_history)
+            await self._start(WORKFLOW, job, run.id)
             return
         target = request.workflow
         argument = workflow_input(run, request, target["input"])
-        job = ForeignInput(run.id, target["type"], target["task_queue"], target["timeout_s"], argument)
-        await self._start(FOREIGN_WORKFLOW, job, watcher_id(run.id))
+        watch = ForeignInput(run.id, target["type"], target["task_queue"], target["timeout_s"], argument)
+        await self._start(FOREIGN_WORKFLOW, watch, watcher_id(run.id))
 
     async def cancel(self, run: Run, reason: str | None) -> None:
         """Ask the run's workflow to stop; one that is closed or unknown needs nothing. Raises TemporalUnavailable."""

@@ -89,6 +89,14 @@ class Acting(StepContext):
         self.told += progress
         self._turned.set()
 
+    @property
+    def goes_on(self) -> bool:
+        return False
+
+    @property
+    def long(self) -> bool:
+        return True
+
     async def renew(self, next_step: int, share: Share) -> None:
         self.asked.append(f"renew {next_step} {share.finished}")
 

@@ -19,7 +19,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from temporalio import workflow
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from orchestrator.embedded import embedded
 from orchestrator.engine import Decision
@@ -33,7 +36,8 @@ _HIDDEN = {"identity": "worker", "stackTrace": "somewhere"}
 _STICKY = re.compile(r"[0-9]+@.+-[0-9a-f]{32}")
 """The name of a worker's own task queue."""
 
-Scenario = Callable[[Shared], Awaitable[str]]
+Scenario = Callable[[Shared], Awaitable[str | tuple[str, str]]]
+"""Its history is that of a workflow's latest execution, or of one that is named as well."""
 
 
 async def completed(shared: Shared) -> str:
@@ -195,6 +199,112 @@ async def cancelled_between_branches(shared: Shared) -> str:
         return await _finished(shared, run_id)
 
 
+async def collected(shared: Shared) -> str:
+    """Nobody is left to answer."""
+    return await _planned(
+        shared, {"parallel": {"on_error": "collect", "branches": [_agent("a", "status 400"), _agent("b", "cut")]}}
+    )
+
+
+async def nested(shared: Shared) -> str:
+    """A parallel step in a parallel step, beside one that waits, a retry, and a condition within."""
+    waiting = {"approval": {"name": "ok", "action": "go on", "timeout_s": 0.1, "on_timeout": "approve"}}
+    inner = {"parallel": [_agent("a", 'say "a"'), {"retry": {"delay_s": 0.01, "step": _agent("b", 'once status 500; say "b"')}}]}
+    either = {"conditional": {"if": "true", "then": {"sequential": [_agent("c", 'say "c"'), inner]}}}
+    return await _planned(shared, {"sequential": [{"parallel": [waiting, either]}, _agent("last", 'say "."', answers=True)]})
+
+
+async def too_late(shared: Shared) -> str:
+    """Containers have times of their own."""
+    slow = {"sequential": {"timeout_s": 0.3, "steps": [_agent("a", "hang")]}}
+    return await _planned(shared, {"retry": {"max_retries": 1, "delay_s": 0.01, "step": slow}})
+
+
+async def run_too_late(shared: Shared) -> str:
+    plan = {"sequential": [{"approval": {"name": "ok", "action": "write"}}, _agent("last", 'say "2"')]}
+    async with shared.process({"planned": {"plan": plan, "timeout_s": 0.5}}) as process:
+        return await _finished(shared, await process.submit("", model="planned"))
+
+
+async def resumed_at_once(shared: Shared) -> str:
+    """A pause that was taken back before anything stood still."""
+    shared.upstream.continues = False
+    plan = {"sequential": [_agent("a", 'say "x"; wait 300ms'), _agent("b", 'say "."', answers=True)]}
+    async with shared.process({"planned": {"plan": plan}}) as process:
+        run_id = await process.submit("", model="planned")
+        await process.until(run_id, "LLM_PARTIAL")
+        await process.engine.pause(ACME, run_id, "lunch")
+        await process.engine.resume(ACME, run_id)
+        return await _finished(shared, run_id)
+
+
+async def cancelled_while_waiting(shared: Shared) -> str:
+    async with shared.process(
+        {"planned": {"plan": {"sequential": [{"approval": {"action": "go"}}, _agent("a", "hang")]}}}
+    ) as process:
+        run_id = await process.submit("", model="planned")
+        await process.until(run_id, "APPROVAL_REQUESTED")
+        await process.engine.cancel(ACME, run_id, "enough")
+        return await _finished(shared, run_id)
+
+
+async def continued(shared: Shared) -> tuple[str, str]:
+    """The first of several executions of a long plan."""
+    client = await Client.connect(shared.temporal.target)
+    run_id = await continued_to_the_end(shared)
+    found = await client.get_workflow_handle(run_id).describe()
+    return run_id, found.raw_description.workflow_execution_info.first_run_id
+
+
+async def continued_to_the_end(shared: Shared) -> str:
+    """The last of several executions of a long plan."""
+    plan = {"sequential": [_agent("a", 'say "a"'), _agent("b", 'say "b"'), _agent("c", 'say "c"', answers=True)]}
+    async with shared.process({"planned": {"plan": plan}}) as process:
+        process.engine._temporal._long_history = 5
+        return await _finished(shared, await process.submit("", model="planned"))
+
+
+@workflow.defn(name="Theirs")
+class Theirs:
+    """A workflow of somebody else's."""
+
+    @workflow.run
+    async def run(self, topic: str) -> str:
+        if topic == "fail":
+            raise ApplicationError("No such topic.", type="no_topic", non_retryable=True)
+        if topic == "wait":
+            await workflow.wait_condition(lambda: False)
+        return f"all about {topic}"
+
+
+async def external(shared: Shared) -> str:
+    return await _external(shared, "trees")
+
+
+async def external_failed(shared: Shared) -> str:
+    return await _external(shared, "fail")
+
+
+async def external_cancelled(shared: Shared) -> str:
+    return await _external(shared, "wait")
+
+
+async def _external(shared: Shared, topic: str) -> str:
+    client = await Client.connect(shared.temporal.target)
+    queue = f"{shared.task_queue}-theirs"
+    child = {"workflow": {"name": "theirs", "type": "Theirs", "task_queue": queue, "input": topic}}
+    plan = {"sequential": [child, _agent("last", 'say "2"', answers=True)]}
+    async with (
+        Worker(client, task_queue=queue, workflows=[Theirs], workflow_runner=UnsandboxedWorkflowRunner()),
+        shared.process({"planned": {"plan": plan}}) as process,
+    ):
+        run_id = await process.submit("", model="planned")
+        if topic == "wait":
+            await process.until(run_id, "PROGRESS")
+            await process.engine.cancel(ACME, run_id, "enough")
+        return await _finished(shared, run_id)
+
+
 async def _decided(shared: Shared, plan: Mapping[str, Any], *, approved: bool) -> str:
     async with shared.process({"planned": {"plan": plan}}) as process:
         run_id = await process.submit("", model="planned")
@@ -226,6 +336,17 @@ SCENARIOS: Mapping[str, Scenario] = {
         child_model,
         paused_between_branches,
         cancelled_between_branches,
+        collected,
+        nested,
+        too_late,
+        run_too_late,
+        resumed_at_once,
+        cancelled_while_waiting,
+        continued,
+        continued_to_the_end,
+        external,
+        external_failed,
+        external_cancelled,
     )
 }
 
@@ -241,8 +362,9 @@ async def _finished(shared: Shared, run_id: str) -> str:
 async def record(scenario: Scenario, address: TemporalAddress) -> str:
     """The scenario's history as JSON, without the name of the machine and its paths."""
     shared = Shared(address)
-    run_id = await scenario(shared)
-    history = await (await Client.connect(address.target)).get_workflow_handle(run_id).fetch_history()
+    found = await scenario(shared)
+    run_id, execution = found if isinstance(found, tuple) else (found, None)
+    history = await (await Client.connect(address.target)).get_workflow_handle(run_id, run_id=execution).fetch_history()
     return json.dumps(_anonymous(history.to_json_dict()), indent=1) + "\n"
 
 
