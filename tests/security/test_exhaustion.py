@@ -7,6 +7,7 @@ that they are answered while the attack is open.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -197,13 +198,17 @@ async def test_calls_that_are_begun_and_given_up(world: World) -> None:
 
 
 def work_of(make: Callable[[int], Callable[[], None]], size: int) -> float:
-    """Processor time, the best of three."""
+    """Processor time, the best of five, without what the garbage of other tests costs."""
     times = []
-    for _ in range(3):
-        todo = make(size)
-        begun = time.process_time()
-        todo()
-        times.append(time.process_time() - begun)
+    gc.disable()
+    try:
+        for _ in range(5):
+            todo = make(size)
+            begun = time.process_time()
+            todo()
+            times.append(time.process_time() - begun)
+    finally:
+        gc.enable()
     return min(times)
 
 
@@ -224,7 +229,7 @@ def _calls_to_a_reader(size: int) -> Callable[[], None]:
 @pytest.mark.parametrize("make", [_calls_without_index, _calls_to_a_reader])
 def test_many_tool_calls_cost_each_the_same(make: Callable[[int], Callable[[], None]]) -> None:
     """Each was looked for among all others: eight thousand in one answer stopped the whole process for seconds, per reader."""
-    assert work_of(make, 16_000) < 12 * work_of(make, 2_000)  # eight times as many; sixty-four times the work if it is quadratic
+    assert work_of(make, 16_000) < 24 * work_of(make, 2_000)  # eight times as many; sixty-four times the work if it is quadratic
 
 
 async def test_an_event_with_thousands_of_calls_is_read(world: World) -> None:
