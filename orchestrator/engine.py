@@ -44,7 +44,8 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request for a run. `body` and `context` are as `runs.RunRequest` describes them.
 
     `budget_tokens`: stop the run when it has used so many; the model may allow less. `plan` is run instead of what the catalog
-    has for the model, which is then no more than a name. `run_id` is the id that the run is to have.
+    has for the model, which is then no more than a name. `run_id` is the id that the run is to have. `approve_first`: the plan
+    begins when somebody has approved.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
     budget_tokens: int | None = None
     plan: dict[str, Any] | None = None
     run_id: str | None = None
+    approve_first: bool = False
 
 
 DEPARTED = "the client disconnected"

@@ -27,6 +27,10 @@ from orchestrator.streamlog.log import LogUnavailable
 _log = logging.getLogger(__name__)
 
 _PATIENCE_S = 0.5
+_LOOK_S = 5.0
+"""When it is looked into the log for a decision that nobody told of: orders from other processes can be lost. Then after as long
+again as it took so far."""
+
 _ATTEMPTS = 1000
 """Writers' attempts of one execution: it may ask an agent again and again."""
 
@@ -131,12 +135,18 @@ class InlineSteps(StepContext):
         assert isinstance(node.spec, Approval)
         asking = self._stage.request_approval
         wanted = await self._patiently(lambda: asking(execution.run, execution.request, execution.plan, node, visit))
-        late = asyncio.get_running_loop().time() + node.spec.timeout_s
+        begun = asyncio.get_running_loop().time()
+        late, look_s = begun + node.spec.timeout_s, _LOOK_S
         while wanted not in gate.decisions and gate.stop is None:
-            changed = gate.changed
-            if asyncio.get_running_loop().time() >= late:
+            changed, now = gate.changed, asyncio.get_running_loop().time()
+            if now >= late:
                 return await self._patiently(lambda: self._stage.expire_approval(execution.run, node, visit))
-            await self._change(node.name, changed, late)
+            if now >= begun + look_s:
+                look_s *= 2
+                found = await self._patiently(lambda: self._stage.look(execution.run, node, visit))
+                if "decision" in found:
+                    return msgspec.convert(found["decision"], Verdict)
+            await self._change(node.name, changed, min(late, begun + look_s))
         if gate.stop is not None:
             raise Stopped(gate.stop)
         return msgspec.convert(gate.decisions[wanted], Verdict)

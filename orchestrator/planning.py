@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, count
 from typing import Any
 
 import msgspec
@@ -50,6 +51,8 @@ class Planner:
         else:
             entry = ModelEntry(plan=self._plan(submission.plan))
             resolved = Resolved(submission.model, submission.model, entry)
+        if submission.approve_first:
+            resolved = _approved_first(resolved)
         plan, choices = resolved.entry.plan, submission.body.get("n")
         if plan is not None and not plan.single and isinstance(choices, int) and choices > 1:
             raise InvalidRequest("This model is a plan of several steps, which gives one answer: leave 'n' out.", param="n")
@@ -95,6 +98,23 @@ class Planner:
                 self._catalog.resolve(child.model)
             except ModelNotFound as error:
                 yield (*path, "model"), error.message
+
+
+def _approved_first(resolved: Resolved) -> Resolved:
+    """With an approval in front of the plan, whose own steps keep their names. What the cache has was approved by nobody."""
+    plan = resolved.entry.plan
+    if plan is None:
+        raise InvalidRequest("This model is a workflow of your own workers, which ask for approvals themselves.")
+    names = {node.local for node in plan.root.walk()}
+    approval = {"name": _free("begin", names), "action": "begin", "reason": "The request asks for an approval."}
+    steps = [{"approval": approval}, plan.kept()]
+    whole = Plan.model_validate({"sequential": {"name": _free("approved", names), "steps": steps}})
+    return msgspec.structs.replace(resolved, entry=resolved.entry.model_copy(update={"plan": whole, "cache": None}))
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(free for free in names if free not in taken)
 
 
 def _invalid(path: tuple[str, ...], text: str) -> PlanInvalid:

@@ -65,6 +65,9 @@ class SubmitBody(NativeBody):
     )
     provider_override: Name | None = Field(default=None, description="Recorded with the task. The model decides who runs it.")
     metadata: dict[str, Any] | None = Field(default=None, description="Recorded with the task and given back.")
+    require_approval: bool = Field(
+        default=False, description="Begin only when somebody has approved: an approval is put in front of the model's plan."
+    )
     token_budget: Annotated[int, Ge(1), Le(10**12)] | None = Field(
         default=None, description="Tokens of prompts and answers that the task may use. It then stops, with what it has."
     )
@@ -223,6 +226,7 @@ def submission(task: SubmitBody, model: str, session_id: str) -> Submission:
         metadata=_recorded(task, context),
         budget_tokens=task.token_budget,
         context=context or None,
+        approve_first=task.require_approval,
     )
 
 

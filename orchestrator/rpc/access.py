@@ -47,6 +47,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     context: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     token_budget: int | None = None
+    require_approval: bool = False
 
 
 TaskRules = Callable[[Task, Principal, Metadata], Submission]

@@ -9,7 +9,6 @@ from orchestrator.errors import InvalidRequest
 from orchestrator.limits.headers import rate_limit_headers
 from orchestrator.rpc.access import Task, TaskRules
 from orchestrator.rpc.edge import Line
-from orchestrator.rpc.status import NotOffered
 from orchestrator.rpc.translate import STATE_OF, STATUS_OF, instant, instant_of, plain, struct_of
 from orchestrator.runs import Principal, Run, RunFilter
 from orchestrator.spending.money import usd
@@ -27,8 +26,6 @@ class OrchestratorService:
         self._clock = clock
 
     async def SubmitTask(self, principal: Principal, request: pb.SubmitTaskRequest, line: Line) -> pb.SubmitTaskResponse:
-        if request.require_approval:
-            raise NotOffered("Where a human has to agree is written in the model's plan, not in the request.")
         about = request.metadata
         task = Task(
             query=request.query,
@@ -37,6 +34,7 @@ class OrchestratorService:
             context=plain(request.context) if request.HasField("context") else None,
             metadata=_recorded(about) or None,
             token_budget=_budget(about.token_budget),
+            require_approval=request.require_approval,
         )
         run = await self._engine.submit(principal, self._rules(task, principal, line.metadata))
         line.conclude_with(tuple(rate_limit_headers(run.quota)))

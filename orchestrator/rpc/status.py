@@ -44,14 +44,6 @@ class ClientStalled(HeadgateError):
     retryable = True
 
 
-class NotOffered(HeadgateError):
-    """This server does not do that."""
-
-    status = 501
-    type = "invalid_request_error"
-    code = "not_offered"
-
-
 class EventsMissing(PositionGone):
     """Events after this position are no longer available. The trailers say which, and where the rest begins."""
 

@@ -109,11 +109,23 @@ class TestSubmit:
             (pb.SubmitTaskRequest(query="x", metadata=TaskMetadata(labels={"a": "x" * 20_000})), StatusCode.INVALID_ARGUMENT),
             (pb.SubmitTaskRequest(query="x", model="nope"), StatusCode.NOT_FOUND),
             (pb.SubmitTaskRequest(query="x", model="durable"), StatusCode.UNAVAILABLE),
-            (pb.SubmitTaskRequest(query="x", require_approval=True), StatusCode.UNIMPLEMENTED),
         ],
     )
     async def test_refusals(self, door: Door, request_: pb.SubmitTaskRequest, expected: StatusCode) -> None:
         assert (await refusal(door.tasks.SubmitTask(request_, metadata=ALICE, timeout=20)))[0] is expected
+
+    async def test_an_approval_may_be_required(self, door: Door) -> None:
+        asked = pb.SubmitTaskRequest(query='/script\nsay "hi"', require_approval=True)
+        run_id = (await door.tasks.SubmitTask(asked, metadata=ALICE, timeout=10)).workflow_id
+        await until(door, run_id, "APPROVAL_REQUESTED")
+        pending = await door.tasks.GetPendingApprovals(pb.GetPendingApprovalsRequest(), metadata=ALICE, timeout=10)
+        assert [(each.workflow_id, each.approval_id) for each in pending.approvals] == [(run_id, "begin")]
+        decision = pb.ApproveTaskRequest(workflow_id=run_id, approval_id="begin", approved=True, approved_by="bob")
+        assert (await door.tasks.ApproveTask(decision, metadata=ALICE, timeout=10)).success
+        await until(door, run_id, "STREAM_END")
+        assert (await status(door, run_id)).result == "hi"
+        again = door.tasks.ApproveTask(decision, metadata=ALICE, timeout=10)
+        assert (await refusal(again))[0] is StatusCode.FAILED_PRECONDITION
 
 
 class TestStatus:
