@@ -28,7 +28,7 @@ SUMMARY = {
     "completed_at",
     "metadata",
 }
-TASK = SUMMARY | {"result", "error", "usage", "progress"}
+TASK = SUMMARY | {"result", "error", "usage", "progress", "cached_from"}
 
 
 @pytest.fixture
