@@ -26,6 +26,7 @@ class OwnCalls:
         self._names = names
         self._own: set[tuple[int, int]] = set()
         self._told: dict[tuple[int, int], int] = {}
+        self._count: dict[int, int] = {}
         self._written = Choice()
 
     @property
@@ -42,7 +43,10 @@ class OwnCalls:
                 if delta.choice == 0:
                     self._written.add(Delta(tool_calls=[call]))
                 continue
-            index = self._told.setdefault(place, sum(choice == delta.choice for choice, _ in self._told))
+            index = self._told.get(place)
+            if index is None:
+                index = self._told[place] = self._count.get(delta.choice, 0)
+                self._count[delta.choice] = index + 1
             left.append({**call, "index": index})
         rest = msgspec.structs.replace(delta, tool_calls=left or None)
         return None if rest == Delta(delta.choice) else rest
@@ -53,10 +57,13 @@ class OwnCalls:
     def calls(self) -> list[ToolCall]:
         """In order, each with an id of its own: servers forget ids, or give one twice."""
         calls: list[ToolCall] = []
+        given: set[str] = set()
         for number, (_, call) in enumerate(self._written.calls()):
-            call_id = call.get("id") or f"call_{number}"
-            if any(call_id == other.id for other in calls):
+            sent = call.get("id")
+            call_id = sent if isinstance(sent, str) and sent else f"call_{number}"
+            if call_id in given:
                 call_id = f"{call_id}-{number}"
+            given.add(call_id)
             calls.append(written(call_id, call["function"].get("name", ""), call["function"]["arguments"]))
         return calls
 

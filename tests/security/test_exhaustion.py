@@ -20,8 +20,10 @@ from aiohttp import web
 
 from gateway.transports.body import read_json_body
 from gateway.wire.answer_choice import Choice
+from orchestrator.agents.own_calls import OwnCalls
 from orchestrator.errors import HeadgateError
 from orchestrator.upstreams.toolcalls import ToolCalls
+from orchestrator.upstreams.upstream import Delta
 from protos.orchestrator_pb2 import ListTasksRequest, SubmitTaskRequest
 from protos.streaming_pb2 import StreamRequest
 from tests.gateway.http.native import bearer
@@ -226,7 +228,14 @@ def _calls_to_a_reader(size: int) -> Callable[[], None]:
     return lambda: [choice.tool_call_delta(each, 0) for each in sent] and None
 
 
-@pytest.mark.parametrize("make", [_calls_without_index, _calls_to_a_reader])
+def _calls_of_an_agent(size: int) -> Callable[[], None]:
+    own, sent = OwnCalls({"f"}), [call(number, index=number) for number in range(size)]
+    theirs = [{**each, "index": size + each["index"], "function": {"name": "g", "arguments": ""}} for each in sent]
+    deltas = [Delta(tool_calls=[each]) for each in (*sent, *theirs)]
+    return lambda: ([own.rest(each) for each in deltas] and own.calls()) and None
+
+
+@pytest.mark.parametrize("make", [_calls_without_index, _calls_to_a_reader, _calls_of_an_agent])
 def test_many_tool_calls_cost_each_the_same(make: Callable[[int], Callable[[], None]]) -> None:
     """Each was looked for among all others: eight thousand in one answer stopped the whole process for seconds, per reader."""
     assert work_of(make, 16_000) < 24 * work_of(make, 2_000)  # eight times as many; sixty-four times the work if it is quadratic
