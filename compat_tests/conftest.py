@@ -36,6 +36,9 @@ MODELS = ("demo", "demo-none", "wire", "wire-none")
 
 TOOLS = ("weather", "login", "wait_for_ever")
 
+CHECKED = ("checked", "checked-none")
+"""Plans that ask before they answer, durable or not."""
+
 HEDGE = {"after_s": 0.05, "max_share": 1}
 
 
@@ -103,6 +106,9 @@ def config(backends: Addresses, model_server: ModelServer, deaf_port: int, shape
             "stays": _model("wire", on_disconnect="continue"),
             "equipped": _equipped("wire"),
             "equipped-none": _equipped("demo", durability="none"),
+            "checked": _checked(),
+            "checked-none": _checked(durability="none"),
+            "remembers": _model("wire", memory={"max_tokens": 1000}),
             "wire/*": _model("wire"),
             "*": _model("wire"),
         },
@@ -165,6 +171,13 @@ def unused_port() -> int:
 
 def _model(*upstream: str, on_cut: str = "fail", **options: Any) -> dict[str, Any]:
     return {"plan": {"agent": {"upstream": list(upstream), "on_cut": on_cut}}, **options}
+
+
+def _checked(**options: Any) -> dict[str, Any]:
+    draft = {"name": "draft", "upstream": "demo", "input": '/script\nsay "Dear Ada"'}
+    approval = {"name": "send", "action": "send: {{ outputs.draft }}", "reason": "It leaves the house."}
+    sender = {"name": "sender", "upstream": "demo", "input": '/script\nsay "It was sent."', "answers": True}
+    return {"plan": {"sequential": [{"agent": draft}, {"approval": approval}, {"agent": sender}]}, **options}
 
 
 def _equipped(upstream: str, **options: Any) -> dict[str, Any]:

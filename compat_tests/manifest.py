@@ -129,6 +129,23 @@ MANIFEST: Mapping[str, Promised] = {
     "tools.turns": Promised("A model that only calls tools fails, and says so.", "orchestration §1, design §1"),
     "tools.leaving": Promised("A client that leaves while a tool is called stops the tool.", "P14"),
     "tools.events": Promised("Calls and what came of them are events at every door, without secrets.", "native §2"),
+    "turns.asks": Promised(
+        "A run that waits for a decision ends its turn with a call of `request_approval`.", "orchestration §1, §3"
+    ),
+    "turns.continues": Promised(
+        "The result of that call continues the same run, as a completion of its own.", "orchestration §1, §3"
+    ),
+    "turns.denied": Promised("No is an error that says who, what and why.", "orchestration §3"),
+    "turns.once": Promised(
+        "A decision is made once: the same again is answered again, another one is a 409.", "orchestration §3, P21"
+    ),
+    "turns.refused": Promised("What cannot be understood, never was, or is a stranger's decides nothing.", "orchestration §3"),
+    "turns.resume": Promised("Every turn can be resumed anywhere, on any replica, with the same bytes.", "design §1"),
+    "turns.every-door": Promised("A denial is the same at every native door.", "orchestration §3"),
+    "turns.langchain": Promised("LangChain: an approval is a tool call like any other.", "orchestration §1"),
+    "turns.reasoning": Promised("Agents that do not answer are reasoning, where that is asked for.", "orchestration §1"),
+    "progress.inline": Promised("A plan that comes with the request runs, and its progress can be watched.", "orchestration §2"),
+    "sessions.memory": Promised("Earlier turns of a session are context for models that say so, and for no other.", "issue 5.7"),
     "sdk.whole": Promised("openai-python: whole answers.", "§3"),
     "sdk.stream": Promised("openai-python: streams, with usage and without.", "§1"),
     "sdk.stream-helper": Promised("openai-python: `.stream()` accumulates.", "§1 [1, 5]"),
