@@ -23,8 +23,17 @@ from orchestrator.tools.toolbox import Toolbox
 AT_ONCE = 8
 """Calls of one agent that run at a time."""
 
+MAX_CALLS = 128
+"""Calls of one turn that are made, as many as a request may offer tools. A model that wants more is told so."""
+
 _LOST = "The call was interrupted. Whether it took effect is not known, and it was not repeated."
 _SECRET = "The call was interrupted, and its arguments were not kept because there is a secret in them."
+
+
+class TooManyCalls(CallFailed):
+    """Too many calls at once. This one was not made; make fewer at a time."""
+
+    code = "too_many_calls"
 
 
 class ToolWork:
@@ -50,6 +59,9 @@ class ToolWork:
 
     async def finish(self, turn: Turn) -> None:
         """Get a result for each call. When cancelled, what runs is told to stop."""
+        for call in turn.calls[MAX_CALLS:]:
+            if call.id not in turn.results:
+                turn.results[call.id] = self._say_error(call, TooManyCalls())
         await _all([self._one(call, turn) for call in turn.open])
 
     def drop(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import headgate
 from orchestrator.agents.job import Stop
+from orchestrator.agents.tool_work import MAX_CALLS
 from orchestrator.agents.transcript import Transcript
 from orchestrator.events import Event, EventType
 from orchestrator.runs import RunState
@@ -162,6 +163,16 @@ async def test_a_tool_that_the_model_made_up_is_answered(world: World) -> None:
     events = await world.events(job.run.id)
     assert [(kind, payload["code"]) for kind, _, payload in told(events)] == [("TOOL_ERROR", "tool_unavailable")]
     assert said(events) == "The tool answered: There is no tool of this name. There are: add."
+
+
+async def test_a_turn_has_a_bound_of_calls(world: World) -> None:
+    """A model gone wild makes thousands, and each is an event, a task, and a line of the next prompt."""
+    world.tools.register("add", add)
+    calls = "; ".join('call add {"a": 1, "b": 2}' for _ in range(MAX_CALLS + 2))
+    job = await world.job(f'{calls}; then; say "done"', tools=("add",))
+    await world.work(job)
+    kinds = [kind for kind, _, _ in told(await world.events(job.run.id))]
+    assert (kinds.count("TOOL_OBSERVATION"), kinds.count("TOOL_ERROR")) == (MAX_CALLS, 2)
 
 
 @pytest.mark.parametrize(
