@@ -21,6 +21,7 @@ from compat_tests.doors import DOORS, Door, Server
 from compat_tests.model_server import ModelServer
 from compat_tests.raw import Raw
 from compat_tests.served import ALICE, MALLORY, SHAPES, UPSTREAM_SECRET, Shape, served
+from compat_tests.shipped import shipped_models
 from orchestrator.embedded import Addresses
 
 FRIENDLY_PAGE = "https://app.example.com"
@@ -109,6 +110,8 @@ def config(backends: Addresses, model_server: ModelServer, deaf_port: int, shape
             "checked": _checked(),
             "checked-none": _checked(durability="none"),
             "remembers": _model("wire", memory={"max_tokens": 1000}),
+            "team-equipped": _team_equipped(),
+            **shipped_models(),
             "wire/*": _model("wire"),
             "*": _model("wire"),
         },
@@ -182,6 +185,12 @@ def _checked(**options: Any) -> dict[str, Any]:
 
 def _equipped(upstream: str, **options: Any) -> dict[str, Any]:
     return {"plan": {"agent": {"upstream": upstream, "tools": TOOLS, "max_turns": 4}}, **options}
+
+
+def _team_equipped() -> dict[str, Any]:
+    planner = {"agent": {"name": "planner", "upstream": "demo", "input": '/script say "Look, then speak."'}}
+    writer = {"agent": {"name": "writer", "upstream": "demo", "answers": True, "tools": TOOLS, "max_turns": 4}}
+    return {"plan": {"sequential": [planner, writer]}}
 
 
 @pytest.fixture(params=MODELS)

@@ -12,6 +12,7 @@ import pytest
 
 from compat_tests.client_manifest import CLIENTS
 from compat_tests.native_manifest import NATIVE
+from compat_tests.plans_manifest import PLANS
 from compat_tests.promised import Promised
 
 MANIFEST: Mapping[str, Promised] = {
@@ -165,6 +166,7 @@ MANIFEST: Mapping[str, Promised] = {
     "langchain.leaving": Promised("LangChain: leaving the stream closes the upstream.", "§1 [18], P14"),
     **NATIVE,
     **CLIENTS,
+    **PLANS,
     "judge.finds-every-breach": Promised("The judge of streams finds every breach of the rules it knows.", "style"),
 }
 

@@ -91,6 +91,10 @@ class ModelServer:
         """Every call that was made with this prompt so far."""
         return list(self._witness.by_prompt.get(prompt, ()))
 
+    def prompts(self, part: str) -> list[str]:
+        """Those so far that have this part, in the order in which they came first."""
+        return [prompt for prompt in list(self._witness.by_prompt) if part in prompt]
+
     def asked(self, prompt: str) -> ScriptedCall:
         """The call with this prompt, as soon as it has arrived."""
         return self._wait(self._witness.call(prompt), WAIT_S)

@@ -25,16 +25,20 @@ class Watch:
 
     def until(self, type: str) -> Event:
         """The first event of this type, as soon as it has come."""
+        return self.when(lambda event: bool(event["type"] == type), type)
+
+    def when(self, wanted: Callable[[Event], bool], what: str = "what was waited for") -> Event:
+        """The first event like this, as soon as it has come."""
 
         def found() -> Event | None:
-            return next((event for event in self.events if event["type"] == type), None)
+            return next((event for event in self.events if wanted(event)), None)
 
         with self._news:
             self._news.wait_for(lambda: found() or self._reading.done(), WAIT_S)
             event = found()
         if event is None and self._reading.done():
             self._reading.result()
-        assert event is not None, f"{type} has not come: {[event['type'] for event in self.events]}"
+        assert event is not None, f"{what} has not come: {[event['type'] for event in self.events]}"
         return event
 
     def end(self) -> list[Event]:

@@ -36,6 +36,7 @@ class LivePrinter:
         self._note = note
         self._after = after
         self._agents: tuple[str, ...] = ()
+        self._steps: set[str] = set()
         self._answer = Answer(())
         self._text: list[str] = []
         self._calls: dict[int, dict[str, str]] = {}
@@ -49,10 +50,13 @@ class LivePrinter:
         if event.type in ENDINGS:
             self.ending = event
         shown = event.seq > self._after
+        if event.type == EventType.PROGRESS:
+            self._steps.add((event.payload or {}).get("step_name", ""))
         if event.type != EventType.STREAM_END:
             for piece in self._answer.fold(_entry(event)):
                 self._piece(piece, shown)
-        if shown and (told := words(event, self._agents)) is not None:
+        # That a step began and ended is told by its progress, and what its agent says of the same is an echo.
+        if shown and (told := words(event, {*self._agents, *self._steps})) is not None:
             self.tell(told)
 
     def tell(self, text: str) -> None:

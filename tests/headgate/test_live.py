@@ -142,6 +142,16 @@ def test_in_few_words(said: tuple[Any, ...], told: str | None) -> None:
     assert words(events(said)[0], "writer") == told
 
 
+def test_what_progress_tells_is_not_told_twice() -> None:
+    """The command once showed every step of a plan in two words, and then in two more."""
+    began = ("PROGRESS", None, None, {"step_name": "critic", "status": "started", "progress": 0.0})
+    ended = ("PROGRESS", None, None, {"step_name": "critic", "status": "completed", "progress": 0.5})
+    notes = shown(STARTED, began, ("AGENT_STARTED", "critic"), ("AGENT_COMPLETED", "critic"), ended, ("AGENT_STARTED", "guest"))[
+        1
+    ]
+    assert notes == ["0% critic started", "50% critic completed", "guest started"]
+
+
 def test_colour_is_for_terminals_whose_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert styled("text", "2", Terminal()) == "\x1b[2mtext\x1b[0m"
