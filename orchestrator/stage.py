@@ -6,9 +6,10 @@ nothing of it is in a Temporal history.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,6 +37,11 @@ from orchestrator.streamlog.log import AppendSkipped, Log, LogClosed, LogMissing
 from orchestrator.upstreams.upstream import Usage
 
 _log = logging.getLogger(__name__)
+
+INLINE_CHARS = 20_000
+"""Templates over less text are filled in where they are: handing them to a thread would cost more."""
+
+_Filled = TypeVar("_Filled")
 
 PLAN = "plan:"
 """The writer of a plan's progress; with a step's name, of that step's. No agent can have this name."""
@@ -69,11 +75,16 @@ class Stage:
         templates = step.input is not None or (system is not None and is_template(system))
         if templates or node.scope:
             state, asked = await self._state(run, plan, node, request)
-            names = state.names(plan.root, node, asked)
-            messages = state.asked(plan.root, node, asked).messages
-            if step.input is not None:
-                messages = [{"role": "user", "content": render(step.input, names)}]
-            system = None if system is None else render(system, names)
+
+            def fill() -> tuple[list[dict[str, Any]], str | None]:
+                names = state.names(plan.root, node, asked)
+                if step.input is None:
+                    messages = state.asked(plan.root, node, asked).messages
+                else:
+                    messages = [{"role": "user", "content": render(step.input, names)}]
+                return messages, None if step.system is None else render(step.system, names)
+
+            messages, system = await _filled(fill, state, asked)
         return Job(
             run=run,
             request=request,
@@ -91,7 +102,8 @@ class Stage:
         """Which side of a condition holds. Raises TemplateFailed, LogUnavailable."""
         assert isinstance(node.spec, Conditional)
         state, asked = await self._state(run, plan, node, request)
-        if evaluate(node.spec.condition, state.names(plan.root, node, asked)):
+        condition = node.spec.condition
+        if await _filled(lambda: evaluate(condition, state.names(plan.root, node, asked)), state, asked):
             return "then"
         return "none" if node.spec.otherwise is None else "else"
 
@@ -222,6 +234,13 @@ class Stage:
 def _facts(payload: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two words of progress the same one."""
     return tuple(payload.get(key) for key in ("step_name", "status", "parallel_index", "attempt", "branch"))
+
+
+async def _filled(fill: Callable[[], _Filled], state: State, asked: Asked) -> _Filled:
+    """Templates over much text are filled in beside the loop: what they do with it is bounded, and may still take seconds."""
+    if len(asked.input) + state.size <= INLINE_CHARS:
+        return fill()
+    return await asyncio.to_thread(fill)
 
 
 def approval_id(node: Node, visit: int) -> str:

@@ -63,6 +63,11 @@ class State:
             case _:
                 return
 
+    @property
+    def size(self) -> int:
+        """Characters that steps have brought."""
+        return sum(map(len, self._output.values()))
+
     def result(self, node: Node) -> str:
         """What a step has brought, as the text of an answer."""
         value = self._value(node)
