@@ -12,8 +12,9 @@
 
 `emit` never waits: while one request is under way, further events gather for the next. What was emitted has arrived when the
 activity is over; `flush` waits earlier. A request whose acknowledgement was lost is sent again and has no second effect, and the
-events of an attempt that was replaced are refused. A workflow that was not started through Headgate has no run to write to:
-there, events go nowhere, so the same code works with and without.
+events of an attempt that was replaced are refused. A workflow that is a step of a plan writes to the run of that plan, in the
+step's name, and cannot end it. A workflow that was not started through Headgate has no run to write to: there, events go nowhere,
+so the same code works with and without.
 
 Over gRPC (`EventService.PublishEvents`, see `docs/reference/grpc.md`); for other languages use that directly.
 """
@@ -150,21 +151,27 @@ _WORTH_A_RETRY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLIN
 
 
 _current: ContextVar[Callable[[events_pb2.PublishEvent], None] | None] = ContextVar("headgate_emitter", default=None)
+_speaker: ContextVar[str] = ContextVar("headgate_speaker", default="agent")
 _flush: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("headgate_flush", default=None)
 
 
-def emit(event_type: str, message: str | None = None, *, payload: dict[str, Any] | None = None, agent_id: str = "agent") -> None:
-    """Put an event into the log of the run that the current activity works for. Types: `docs/reference/events.md`, or `X_…`."""
+def emit(
+    event_type: str, message: str | None = None, *, payload: dict[str, Any] | None = None, agent_id: str | None = None
+) -> None:
+    """Put an event into the log of the run that the current activity works for. Types: `docs/reference/events.md`, or `X_…`.
+
+    By default it is said by `agent`; by a workflow that is a step of a plan, in the step's name.
+    """
     send = _current.get()
     if send is None:
         raise RuntimeError("headgate.emit works in activities of a worker that has headgate.Emitting among its interceptors")
-    event = events_pb2.PublishEvent(type=event_type, agent_id=agent_id, message=message or "")
+    event = events_pb2.PublishEvent(type=event_type, agent_id=agent_id or _speaker.get(), message=message or "")
     if payload is not None:
         event.payload_json = msgspec.json.encode(payload)
     send(event)
 
 
-def say(text: str, *, agent_id: str = "agent") -> None:
+def say(text: str, *, agent_id: str | None = None) -> None:
     """A piece of an agent's text. That of the answering agent is what OpenAI clients receive as content."""
     emit("LLM_PARTIAL", text, agent_id=agent_id)
 
@@ -174,6 +181,11 @@ async def flush() -> None:
     wait = _flush.get()
     if wait is not None:
         await wait()
+
+
+def _step(workflow_id: str | None) -> str:
+    """The step of a plan that a workflow is, from its id: `run/step`, and from the second time on `run/step/2`."""
+    return (workflow_id or "").partition("/")[2].partition("/")[0]
 
 
 class Emitting(Interceptor):
@@ -220,6 +232,7 @@ class _EmittingActivities(ActivityInboundInterceptor):
                 loop.call_soon_threadsafe(emitter.emit, event)
 
         _current.set(send)
+        _speaker.set(_step(activity.info().workflow_id) or "agent")
         _flush.set(emitter.flush)
         try:
             result = await super().execute_activity(input)

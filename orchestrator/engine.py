@@ -254,7 +254,10 @@ class Engine(Protocol):
         """What Temporal did for the run; empty for one that is not durable. Raises RunNotFound, Unavailable."""
 
     async def publish(self, principal: Principal, run_id: str, publication: Publication) -> Published:
-        """Append on behalf of a producer outside. Raises RunNotFound, InvalidRequest, LogRefused."""
+        """Append on behalf of a producer outside, or, with `run_id/step`, of a workflow that is a step of the run's plan.
+
+        Raises RunNotFound, InvalidRequest, LogRefused.
+        """
 
     async def approvals(self, principal: Principal, session_id: str | None = None) -> Sequence[Approval]:
         """What the tenant's runs wait for, oldest first."""

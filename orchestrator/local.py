@@ -137,7 +137,8 @@ class LocalEngine:
         return await self._control.state(principal, run_id)
 
     async def publish(self, principal: Principal, run_id: str, publication: Publication) -> Published:
-        return await self._publishing.publish(await self._records.run(principal, run_id), publication)
+        run_id, _, step = run_id.partition("/")  # a workflow that is a step of the run has both in its id
+        return await self._publishing.publish(await self._records.run(principal, run_id), publication, step=step)
 
     async def approvals(self, principal: Principal, session_id: str | None = None) -> Sequence[Approval]:
         return await self._control.approvals(principal, session_id)

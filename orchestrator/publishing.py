@@ -41,9 +41,9 @@ class Publishing:
         self._approvals = approvals
         self._clock = clock
 
-    async def publish(self, run: Run, publication: Publication) -> Published:
-        """Raises InvalidRequest, and what the log refuses it with."""
-        _check(publication)
+    async def publish(self, run: Run, publication: Publication, *, step: str = "") -> Published:
+        """`step`: of the run's, is what the publisher works for. Raises InvalidRequest, and what the log refuses it with."""
+        _check(publication, of_a_step=bool(step))
         now = timestamp(int(self._clock.time() * 1000))
         stored = [event for event in publication.events if event.type not in _UNSTORED]
         events = [_event(event, now) for event in stored]
@@ -53,7 +53,7 @@ class Publishing:
             events.append(Event(EventType.STREAM_END, now))
         appended = await self._log.append(
             run.id,
-            f"from:{publication.writer}",
+            f"from:{step}/{publication.writer}" if step else f"from:{publication.writer}",
             publication.attempt,
             publication.producer_seq,
             [_encoded(event) for event in events],
@@ -67,7 +67,7 @@ class Publishing:
         return Published(_positions(publication.events, appended.first_seq, appended.ms), appended.repeated)
 
 
-def _check(publication: Publication) -> None:
+def _check(publication: Publication, *, of_a_step: bool) -> None:
     if not _NAME.fullmatch(publication.writer):
         raise InvalidRequest("A writer's name is 1 to 128 letters, digits and . _ : / -", param="writer")
     if publication.attempt < 1 or publication.producer_seq < 1:
@@ -76,6 +76,12 @@ def _check(publication: Publication) -> None:
         raise InvalidRequest(f"A publication has 1 to {MAX_EVENTS} events.", param="events")
     for place, event in enumerate(publication.events):
         _check_event(event, f"events[{place}]", last=place == len(publication.events) - 1)
+        if of_a_step and event.type in _STATES:
+            raise InvalidRequest(
+                f"{event.type} is for the whole run, and this workflow is a step of it: let it return, or fail.",
+                param=f"events[{place}].type",
+                code="not_for_a_step",
+            )
 
 
 def _check_event(event: PublishedEvent, place: str, *, last: bool) -> None:

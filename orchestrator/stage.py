@@ -208,7 +208,8 @@ class Stage:
     async def _news(self, run_id: str, progress: Sequence[Progress]) -> Sequence[Progress]:
         """Those that the log does not have, with at least the fraction that was told last."""
         said = [entry.event.payload or {} for entry in await self.log.kept(run_id) if entry.event.type == EventType.PROGRESS]
-        known, told = {_facts(one) for one in said}, max((one.get("progress") or 0.0 for one in said), default=0.0)
+        known = {_facts(one) for one in said}
+        told = max((one["progress"] for one in said if "step_name" in one), default=0.0)  # a user's worker tells what it likes
         news = [one for one in progress if _facts(one.payload()) not in known]
         return [msgspec.structs.replace(one, progress=max(one.progress, told)) for one in news]
 

@@ -51,6 +51,16 @@ def speak_in_a_thread(words: str) -> str:
 
 
 @activity.defn
+async def end_it_all(words: str) -> str:
+    headgate.emit("WORKFLOW_COMPLETED", "I say so")
+    try:
+        await headgate.flush()
+    except headgate.EmitRefused as refused:
+        raise ApplicationError(str(refused), type=refused.code, non_retryable=True) from None
+    return words
+
+
+@activity.defn
 async def fail_once(words: str) -> str:
     headgate.say(f"try {activity.info().attempt} ")
     await headgate.flush()
@@ -81,6 +91,8 @@ class Speaker:
                 return {"said": "nothing"}
             case "thread":
                 return await self._do(speak_in_a_thread, "from a thread")
+            case "end":
+                return await self._do(end_it_all, "it could")
             case "again":
                 return await self._do(fail_once, "there")
             case "wait":
@@ -102,7 +114,7 @@ async def a_users_worker(temporal: str, queue: str, gateway: str | None) -> Asyn
             client,
             task_queue=queue,
             workflows=[Speaker],
-            activities=[speak, speak_in_a_thread, fail_once],
+            activities=[speak, speak_in_a_thread, fail_once, end_it_all],
             activity_executor=threads,
             interceptors=interceptors,
             workflow_runner=UnsandboxedWorkflowRunner(),
@@ -113,7 +125,13 @@ async def a_users_worker(temporal: str, queue: str, gateway: str | None) -> Asyn
 @asynccontextmanager
 async def served(backends: Addresses, queue: str, **workflow_settings: Any) -> AsyncIterator[tuple[Engine, str]]:
     """An engine on real Temporal with a model `speaker`, and the address of its gRPC door."""
-    models = {"speaker": {"workflow": {"type": "Speaker", "task_queue": queue, **workflow_settings}}}
+    theirs = {"workflow": {"name": "theirs", "type": "Speaker", "task_queue": queue}}
+    last = {"agent": {"name": "last", "upstream": "demo", "answers": True, "input": '/script\nsay "{{ outputs.theirs }}"'}}
+    models = {
+        "speaker": {"workflow": {"type": "Speaker", "task_queue": queue, **workflow_settings}},
+        "team": {"plan": {"sequential": [theirs, last]}},
+        "relay": {"plan": {"sequential": [theirs]}},
+    }
     settings = Settings.model_validate(
         {
             "auth": {"mode": "keys", "keys": [{"key": KEY, "name": "alice", "tenant": ACME.tenant}]},
@@ -140,13 +158,13 @@ def queue() -> str:
     return f"users-{secrets.token_hex(4)}"
 
 
-def ask(query: str) -> Submission:
-    return Submission("speaker", {"messages": [{"role": "user", "content": query}]})
+def ask(query: str, model: str = "speaker") -> Submission:
+    return Submission(model, {"messages": [{"role": "user", "content": query}]})
 
 
-async def run_of(engine: Engine, query: str) -> tuple[str, list[Event]]:
+async def run_of(engine: Engine, query: str, model: str = "speaker") -> tuple[str, list[Event]]:
     async with asyncio.timeout(20):
-        run = await engine.submit(ACME, ask(query))
+        run = await engine.submit(ACME, ask(query, model))
         return run.id, await until(engine, run.id, "STREAM_END")
 
 
@@ -224,6 +242,46 @@ async def test_a_workflow_without_a_run_works_as_before(backends: Addresses, que
                 "Speaker", {"query": "one two"}, id=f"own-{secrets.token_hex(4)}", task_queue=queue
             )
     assert result == "one two"
+
+
+async def test_a_workflow_that_is_a_step_speaks_in_the_run_of_its_plan(backends: Addresses, queue: str) -> None:
+    """Its id is the run's and the step's, and what it says is what an agent of the step's name says."""
+    async with served(backends, queue) as (engine, door), a_users_worker(backends.temporal, queue, door):
+        run_id, events = await run_of(engine, "one two", "team")
+        details = await engine.details(ACME, run_id)
+        _, relayed = await run_of(engine, "one two three", "relay")
+    said = [event for event in events if event.agent_id == "theirs"]
+    assert [(event.type, event.message) for event in said] == [
+        *[("LLM_PARTIAL", "one "), ("LLM_PARTIAL", "two ")],
+        *[("PROGRESS", "spoken"), ("LLM_OUTPUT", "one two"), ("AGENT_COMPLETED", None)],
+    ]
+    assert details.result == "one two"
+    assert (relayed[-2].payload or {})["result"] == "one two three"
+
+
+async def test_a_step_cannot_end_its_run(backends: Addresses, queue: str) -> None:
+    async with served(backends, queue) as (engine, door), a_users_worker(backends.temporal, queue, door):
+        run_id, _ = await run_of(engine, "end", "team")
+        failure = (await engine.details(ACME, run_id)).failure
+    assert failure is not None
+    assert failure.code == "not_for_a_step"
+
+
+async def test_the_failure_of_a_step_is_the_plans_and_a_cancel_reaches_it(backends: Addresses, queue: str) -> None:
+    async with served(backends, queue) as (engine, door), a_users_worker(backends.temporal, queue, door):
+        run_id, _ = await run_of(engine, "fail", "team")
+        failure = (await engine.details(ACME, run_id)).failure
+        run = await engine.submit(ACME, ask("sleep", "team"))
+        client = await Client.connect(backends.temporal)
+        async with asyncio.timeout(20):
+            await until(engine, run.id, "PROGRESS")
+            await engine.cancel(ACME, run.id, "enough")
+            ending = (await until(engine, run.id, "STREAM_END"))[-2]
+            with pytest.raises(WorkflowFailureError):
+                await client.get_workflow_handle(f"{run.id}/theirs").result()
+    assert failure is not None
+    assert (failure.code, failure.message) == ("NoWords", "no words today")
+    assert (ending.type, (ending.payload or {})["reason"]) == ("WORKFLOW_CANCELLED", "enough")
 
 
 async def test_without_the_interceptor_emitting_says_what_is_missing() -> None:

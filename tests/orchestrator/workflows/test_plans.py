@@ -416,3 +416,44 @@ async def test_an_approval_that_is_denied_ends_the_other_branches(shared: Shared
         events = await process.events(run_id)
     assert payload(events[-2])["reason"] == "'ok' was not approved by ann: no"
     assert shared.upstream.witness.calls[0].ending == "cancelled"
+
+
+async def test_a_long_plan_is_continued_as_another_workflow(shared: Shared) -> None:
+    """Its history stays short; what has been done stays done, progress goes on, and so does a pause."""
+    shared.upstream.continues = False
+    plan = {"sequential": [agent(f"s{number}", 'say "x"; wait 100ms') for number in range(5)] + [LAST]}
+    async with shared.process(planned(plan)) as process:
+        process.engine._temporal._long_history = 5
+        run_id = await asked(process)
+        for number in (0, 2):
+            await shared.upstream.witness.nth(number)
+            await process.engine.pause(ACME, run_id)
+            await process.until(run_id, "WORKFLOW_PAUSED", number // 2 + 1)
+            await process.engine.resume(ACME, run_id)
+        events = await process.events(run_id)
+        history = await history_of(shared, run_id)
+    assert "WORKFLOW_EXECUTION_CONTINUED_AS_NEW" not in types(history)
+    assert len(history.events) < 40
+    assert kinds(events).count("WORKFLOW_PAUSED") == kinds(events).count("WORKFLOW_RESUMED") == 2
+    assert len(shared.upstream.witness.calls) == 6
+    assert len(progress(events)) == 12
+    assert_monotone(events)
+    assert fractions(events)[-1] == 1.0
+
+
+async def test_a_pause_survives_being_continued(shared: Shared) -> None:
+    plan = {"sequential": [agent("a", 'say "x"; wait 200ms'), agent("b", 'say "b"'), LAST]}
+    shared.upstream.continues = False
+    async with shared.process(planned(plan)) as process:
+        process.engine._temporal._long_history = 1
+        run_id = await asked(process)
+        await process.until(run_id, "LLM_PARTIAL")
+        await process.engine.pause(ACME, run_id, "lunch")
+        paused = (await process.until(run_id, "WORKFLOW_PAUSED"))[-1]
+        assert (payload(paused)["checkpoint"], payload(paused)["reason"]) == ("b", "lunch")
+        client = await Client.connect(shared.temporal.target)
+        found = (await client.get_workflow_handle(run_id).describe()).raw_description.workflow_execution_info
+        assert found.first_run_id != found.execution.run_id
+        await process.engine.resume(ACME, run_id)
+        events = await process.events(run_id)
+    assert payload(events[-2])["result"] == "end"
