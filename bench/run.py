@@ -29,13 +29,13 @@ from typing import Any
 
 from bench.processes import on_core
 from bench.report import check_promises, measures_table, medians, promises_table
-from bench.scenarios import CHATS, DOORS, VIEWS, Chats, Views, Way
+from bench.scenarios import CHATS, DOORS, PLANS, VIEWS, Chats, Plans, Views, Way
 from bench.servers import Cores, Target, serving
 
 _RESULTS = Path(__file__).parent / "results"
 _CHAT_TARGETS = ("direct", "ceiling", "none", "durable", "guarded")
 _TARGETS = (*_CHAT_TARGETS, *DOORS)
-_SCENARIOS = tuple(scenario.name for scenario in (*CHATS, *VIEWS))
+_SCENARIOS = tuple(scenario.name for scenario in (*CHATS, *VIEWS, *PLANS))
 _VERSIONS = ("aiohttp", "asyncpg", "grpcio", "msgspec", "redis", "temporalio", "uvloop")
 _WARM_UP = 16
 _WARM_UP_MODEL = "mock-20-0-200"
@@ -84,6 +84,9 @@ def _measure_all(arguments: argparse.Namespace, cores: Cores, profile: Path | No
         with _servers(["native"], cores, profile) as targets:
             for view in views:
                 reports += _take_turns(view.name, _views(view, targets["native"], doors, cores, arguments.quick), arguments)
+    for plan in (scenario for scenario in PLANS if scenario.name in arguments.only):
+        with _servers(["native"], cores, profile) as targets:
+            reports += _take_turns(plan.name, _plans(plan, targets["native"], cores, arguments.quick), arguments)
     return reports
 
 
@@ -158,6 +161,15 @@ def _watch(way: Way, target: Target, cores: Cores, model: str, viewers: int, tim
         "--pid": target.pid,
     }
     return _run("watch", options, cores)
+
+
+def _plans(scenario: Plans, target: Target, cores: Cores, quick: bool) -> Mapping[str, Measure]:
+    runs = scenario.quick if quick else scenario.runs
+
+    def measure(durability: str) -> Report:
+        return _run("plans", {"--url": target.url, "--durability": durability, "-n": runs}, cores)
+
+    return {durability: partial(measure, durability) for durability in ("none", "durable")}
 
 
 def _run(module: str, options: Mapping[str, object], cores: Cores) -> Report:

@@ -58,6 +58,18 @@ class Views:
         return (self.quick, self.times // 4) if quick else (self.viewers, self.times)
 
 
+@dataclass(frozen=True)
+class Plans:
+    """Runs of plans with many agents, durable and not in turn; see `bench.plans`."""
+
+    name: str
+    about: str
+    runs: int
+    quick: int
+
+
+PLANS = (Plans("plans", "20 agents at once, and 20 in a row", 20, 2),)
+
 CHATS = (
     Chats("burst", "500 chunks as fast as they are read", "mock-500-0", 32, 256, 64, ("ceiling", "none", "durable")),
     Chats(
@@ -185,6 +197,15 @@ PROMISES = (
     Promise("viewers: memory per viewer", "KB", 40, _memory_kb("viewers", "sse", "python")),
     Promise("viewers: connections to Redis, of which one reads", "", 3, _of("viewers", "sse", "redis_connections")),
     Promise("slow: chunk age p99, with / without", "x", 1.1, _ratio("slow", "with", "without", "chunk_age_ms.p99")),
+    *(
+        Promise(f"plans: {what}, {target}", unit, limit, _of("plans", target, path))
+        for target in ("none", "durable")
+        for what, unit, limit, path in (
+            ("added to the slowest of 20 branches, p50", "ms", 5, "added_ms.p50"),
+            ("a branch's result after its last token, p99", "ms", 10, "result_lag_ms.p99"),
+        )
+    ),
+    Promise("plans: events in the history of 20 steps", "", 300, _of("plans", "durable", "history_events")),
     *(
         Promise(f"resume: to the last event, {door} {join}", "ms", 300, _of("resume", f"{door} {join}", "total_ms.p50"))
         for door in DOORS

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import plans
 from bench.processes import on_core
 
 KEY = "sk-bench"
@@ -103,7 +104,7 @@ def _headgate(
     agent = {"plan": {"agent": {"upstream": "mock"}}}
     config = {
         "upstreams": {"mock": {"kind": "openai", "base_url": upstream + "/v1"}},
-        "models": {"durable/*": agent, "*": agent | {"durability": "none"}},
+        "models": {"durable/*": agent, "*": agent | {"durability": "none"}, **plans.models()},
         "logging": {"level": "warning"},
         "grpc": {"port": grpc_port},
         "streams": {"ws_ping_s": 300},  # the viewers are not made for being pinged

@@ -30,7 +30,8 @@ Branch = Literal["then", "else", "none"]
 class StepResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a step ended. `ended`: the step knew the run's outcome and has closed its log already.
 
-    Of one that failed, `step` is the one whose failure it was, and `where` are words about it, the outermost first.
+    Of one that failed, `step` is the one whose failure it was, and `where` are words about it, the outermost first. `told`: who
+    carried it out has said so in the log.
     """
 
     state: RunState
@@ -39,6 +40,7 @@ class StepResult(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str | None = None
     step: str | None = None
     where: tuple[str, ...] = ()
+    told: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -138,10 +140,11 @@ class Interpreter:
         return _DONE
 
     async def branches(self, node: Node, place: Place, share: Share) -> StepResult:
-        """A parallel step whose start was told elsewhere, and whose end will be."""
+        """A parallel step whose start was told elsewhere. Its end is told here, without a way through Temporal in between."""
         assert isinstance(node.spec, Parallel)
         try:
-            return await self._parallel(node, node.spec, place, share)
+            result = self._ended(node, place, share, await self._parallel(node, node.spec, place, share))
+            return msgspec.structs.replace(result, told=True)
         finally:
             await self.told()
 
@@ -171,9 +174,12 @@ class Interpreter:
             await asyncio.shield(self._telling)
 
     def _ended(self, node: Node, place: Place, share: Share, result: StepResult) -> StepResult:
+        if result.state is RunState.COMPLETED:
+            share.finish()
+        if result.told:
+            return msgspec.structs.replace(result, told=False)
         match result.state:
             case RunState.COMPLETED:
-                share.finish()
                 self._tell(node, place, share, "completed")
             case RunState.CANCELLED:
                 self._tell(node, place, share, "cancelled")
