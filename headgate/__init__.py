@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from headgate.errors import ClientError, Refused, ServerGone, StreamGap, TaskCancelled, TaskFailed, WaitTimedOut
     from headgate.events import Event
     from headgate.following import Backoff, Loss
-    from headgate.stream import EventStream
+    from headgate.stream import EventStream, Watch
     from headgate.tools import ToolError, tool
+    from headgate.watching import AsyncWatch, Progress
 
 _NAMES = {
     "answers": ("Task", "TaskSummary"),
@@ -27,8 +28,9 @@ _NAMES = {
     "errors": ("ClientError", "Refused", "ServerGone", "StreamGap", "TaskCancelled", "TaskFailed", "WaitTimedOut"),
     "events": ("Event",),
     "following": ("Backoff", "Loss"),
-    "stream": ("EventStream",),
+    "stream": ("EventStream", "Watch"),
     "tools": ("ToolError", "tool"),
+    "watching": ("AsyncWatch", "Progress"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -36,6 +38,7 @@ __all__ = [
     "AsyncClient",
     "AsyncEventStream",
     "AsyncTaskHandle",
+    "AsyncWatch",
     "Backoff",
     "Client",
     "ClientError",
@@ -44,6 +47,7 @@ __all__ = [
     "Event",
     "EventStream",
     "Loss",
+    "Progress",
     "Refused",
     "ServerGone",
     "StreamGap",
@@ -54,6 +58,7 @@ __all__ = [
     "TaskSummary",
     "ToolError",
     "WaitTimedOut",
+    "Watch",
     "__version__",
     "emit",
     "errors",

@@ -11,10 +11,10 @@ Everything raises the errors of `headgate.errors`. Requests are sent once; strea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import date
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from headgate import calls
 from headgate.answers import (
@@ -40,12 +40,15 @@ from headgate.calls import TaskOptions
 from headgate.connection import Connection
 from headgate.errors import BadAnswer, TaskCancelled, TaskFailed, TaskTimedOut, WaitTimedOut
 from headgate.events import Event
-from headgate.following import PATIENT, Backoff, Following, Gaps, OnLoss
+from headgate.following import PATIENT, Backoff, Following, Gaps, OnLoss, Reconnecting
 from headgate.reading import Transport
+from headgate.watching import AsyncWatch, Progress, Read, WatchOptions, event_of, progress_of
 from orchestrator.events import ENDINGS, EventType
 from orchestrator.runs import RunState
 
 TIMEOUT_S = 30.0
+
+T = TypeVar("T")
 
 
 class StreamOptions(TypedDict, total=False):
@@ -92,6 +95,9 @@ class AsyncTaskHandle:
 
     async def resume(self, reason: str | None = None) -> Accepted:
         return await self._client.resume(self.task_id, reason)
+
+    def progress(self, **options: Unpack[WatchOptions]) -> AsyncWatch[Progress]:
+        return self._client.progress(self.task_id, **options)
 
 
 class AsyncClient:
@@ -141,6 +147,37 @@ class AsyncClient:
             server_known=self._connection.answered,
         )
         return AsyncEventStream(self._connection, following, options.get("transport", "sse"), options.get("on_loss"))
+
+    async def execute(
+        self,
+        what: str | Mapping[str, Any],
+        input: str | Mapping[str, Any] | None = None,
+        *,
+        workflow_id: str | None = None,
+        session_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncTaskHandle:
+        """Start a plan: a model by its name, or one of your own, `{"name": …, "steps": [ … ]}`. It goes on by itself.
+
+        Raises Forbidden where the key may not bring plans, Conflict where there is a task with this `workflow_id`.
+        """
+        call = calls.execute(what, input, workflow_id, session_id, metadata, idempotency_key)
+        task = await self.get(await self._connection.begin(call))
+        begun = Submitted(task.task_id, task.workflow_id, task.status, "", task.created_at, task.session_id)
+        return AsyncTaskHandle(self, begun)
+
+    def progress(self, workflow_id: str, **options: Unpack[WatchOptions]) -> AsyncWatch[Progress]:
+        """A task's progress, step by step: what there was, then live, until it ends, across lost connections."""
+        return self._watch("/api/v1/stream/progress", {"workflow_id": workflow_id}, progress_of, options)
+
+    def stream_many(self, workflow_ids: Iterable[str], **options: Unpack[WatchOptions]) -> AsyncWatch[Event]:
+        """The events of several tasks as one stream, until all have ended. Its position is one for all of them."""
+        return self._watch("/api/v1/stream/multi", {"workflow_ids": ",".join(workflow_ids)}, event_of, options)
+
+    def _watch(self, path: str, query: Mapping[str, str], read: Read[T], options: WatchOptions) -> AsyncWatch[T]:
+        place = Reconnecting(options.get("last_event_id"), self._backoff, self._connection.answered)
+        return AsyncWatch(self._connection, path, query, read, place, options.get("on_loss"))
 
     async def wait(self, task_id: str, timeout_s: float | None = None) -> Task:
         """The task, once it has ended, however it did. Raises WaitTimedOut."""

@@ -67,6 +67,22 @@ def submit(query: str, options: TaskOptions) -> Call[Submitted]:
     return Call("POST", "/api/v1/tasks", _submitted, body=_given(body), headers=headers)
 
 
+def execute(
+    what: str | Mapping[str, Any],
+    input: str | Mapping[str, Any] | None,
+    workflow_id: str | None,
+    session_id: str | None,
+    metadata: Mapping[str, Any] | None,
+    idempotency_key: str | None,
+) -> Call[str]:
+    """The answer is the task's id."""
+    body = {"input": input, "workflow_id": workflow_id, "session_id": session_id, "metadata": metadata}
+    body |= {"name": what} if isinstance(what, str) else {"workflow": what}
+    headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+    quiet = {"enable_progress": "false", "enable_step_logs": "false"}
+    return Call("POST", "/api/v1/execute", lambda _, told: told["X-Workflow-ID"], quiet, _given(body), headers)
+
+
 def task(task_id: str) -> Call[Task]:
     return Call("GET", _task(task_id), _as(Task))
 

@@ -11,9 +11,9 @@ may be used from several threads, also from one with a running event loop, which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from typing import Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from headgate.answers import (
     Accepted,
@@ -34,9 +34,11 @@ from headgate.answers import (
 )
 from headgate.async_client import TIMEOUT_S, AsyncClient, AsyncTaskHandle, StreamOptions
 from headgate.calls import TaskOptions
+from headgate.events import Event
 from headgate.following import PATIENT, Backoff
 from headgate.loop_thread import LoopThread
-from headgate.stream import EventStream
+from headgate.stream import EventStream, Watch
+from headgate.watching import Progress, WatchOptions
 from orchestrator.runs import RunState
 
 
@@ -70,6 +72,9 @@ class TaskHandle:
 
     def resume(self, reason: str | None = None) -> Accepted:
         return self._client.resume(self.task_id, reason)
+
+    def progress(self, **options: Unpack[WatchOptions]) -> Watch[Progress]:
+        return self._client.progress(self.task_id, **options)
 
 
 class Client:
@@ -107,6 +112,32 @@ class Client:
 
     def stream(self, workflow_id: str, **options: Unpack[StreamOptions]) -> EventStream:
         return EventStream(self._thread, self._client.stream(workflow_id, **options))
+
+    def execute(
+        self,
+        what: str | Mapping[str, Any],
+        input: str | Mapping[str, Any] | None = None,
+        *,
+        workflow_id: str | None = None,
+        session_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskHandle:
+        begun = self._client.execute(
+            what,
+            input,
+            workflow_id=workflow_id,
+            session_id=session_id,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return TaskHandle(self, self._run(begun))
+
+    def progress(self, workflow_id: str, **options: Unpack[WatchOptions]) -> Watch[Progress]:
+        return Watch(self._thread, self._client.progress(workflow_id, **options))
+
+    def stream_many(self, workflow_ids: Iterable[str], **options: Unpack[WatchOptions]) -> Watch[Event]:
+        return Watch(self._thread, self._client.stream_many(workflow_ids, **options))
 
     def wait(self, task_id: str, timeout_s: float | None = None) -> Task:
         return self._run(self._client.wait(task_id, timeout_s))

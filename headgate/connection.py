@@ -10,7 +10,7 @@ import msgspec
 
 from headgate.calls import Call
 from headgate.errors import BadAnswer, refusal
-from headgate.reading import CONNECT_S, Messages, Reading, ServerSent, Transport, address, losses
+from headgate.reading import CONNECT_S, Listening, Messages, Reading, ServerSent, Transport, address, losses
 
 T = TypeVar("T")
 
@@ -49,6 +49,23 @@ class Connection:
     def reading(self, transport: Transport, query: Mapping[str, str]) -> Reading:
         """A connection of a stream, to be entered."""
         return (ServerSent if transport == "sse" else Messages)(self._http, self.url, query)
+
+    def listening(self, path: str, query: Mapping[str, str]) -> Listening:
+        """A connection of a stream of server-sent events, to be entered."""
+        return Listening(self._http, self.url, path, query)
+
+    async def begin(self, call: Call[T]) -> T:
+        """A call whose answer is a stream that somebody else may read: only its headers count. Raises as `call` does."""
+        url, body = address(self.url, call.path, call.query), msgspec.json.encode(call.body)
+        headers = {**call.headers, "Content-Type": "application/json"}
+        with losses(self.url):
+            async with self._http.request(call.method, url, data=body, headers=headers, timeout=self._timeout) as response:
+                self.answered = True
+                if response.status >= 400:
+                    raise refusal(response.status, response.headers, await response.read())
+                begun = call.read(b"", response.headers)
+                response.close()
+                return begun
 
     @property
     def _http(self) -> aiohttp.ClientSession:

@@ -7,8 +7,8 @@ over with every event. Only three things end it: the task's `STREAM_END`, a gap,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -50,49 +50,23 @@ class _Gap(msgspec.Struct):
     resumes_at: int | None = None
 
 
-class Following:
-    def __init__(
-        self,
-        workflow_id: str,
-        *,
-        types: Iterable[str] = (),
-        last_event_id: str | int | None = None,
-        gaps: Gaps = "raise",
-        backoff: Backoff,
-        server_known: bool,
-    ) -> None:
-        """`server_known`: somebody has answered at this address before, so that one who does not will come back."""
-        self.workflow_id = workflow_id
+class Reconnecting:
+    """Where a reader of a stream is, and whether it should be connected again. `server_known`: somebody has answered at this
+    address before, so that one who does not will come back."""
+
+    def __init__(self, last_event_id: str | int | None, backoff: Backoff, server_known: bool) -> None:
         self.position = "" if last_event_id is None else str(last_event_id)
         """The last event taken: what `last_event_id` of another stream can be."""
         self.ended = False
-        self._types = ",".join(types)
-        self._gaps = gaps
         self._backoff = backoff
         self._known = server_known
         self._failures = 0
 
-    def query(self) -> dict[str, str]:
-        """What to ask the server for next."""
-        asked = {"workflow_id": self.workflow_id, "types": self._types, "last_event_id": self.position}
-        return {name: value for name, value in asked.items() if value}
-
     def connected(self) -> None:
         self._known = True
 
-    def take(self, events: Sequence[Event]) -> tuple[list[Event], ClientError | None]:
-        """Those of `events` that are the task's, and what went wrong after them."""
-        taken: list[Event] = []
-        for event in events:
-            if event.seq:
-                taken.append(event)
-                self.position, self._failures = event.stream_id, 0
-            elif (error := self._aside(event)) is not None:
-                return taken, error
-            if event.type == EventType.STREAM_END:
-                self.ended = True
-                break
-        return taken, None
+    def reached(self, position: str) -> None:
+        self.position, self._failures = position, 0
 
     def lost(self, error: ClientError) -> Loss:
         """A connection ended by `error`, which is raised if there should be no other."""
@@ -110,18 +84,62 @@ class Following:
             pause_s = max(pause_s, min(error.retry_after_s, self._backoff.longest_s))
         return Loss(error, self.position, pause_s)
 
+
+def broken_off(message: str | None, payload: Mapping[str, Any]) -> ClientError:
+    """A stream says that it breaks off, although what it tells of goes on."""
+    retryable = bool(payload.get("retryable"))
+    kind, status = (ServerFailed, 503) if retryable else (Refused, 400)
+    return kind(status, message or "The stream broke off.", payload.get("code"))
+
+
+def gap_of(payload: Mapping[str, Any]) -> StreamGap:
+    gap = msgspec.convert(payload, _Gap)
+    return StreamGap(gap.missing_from, gap.missing_to, gap.resumes_at)
+
+
+class Following(Reconnecting):
+    def __init__(
+        self,
+        workflow_id: str,
+        *,
+        types: Iterable[str] = (),
+        last_event_id: str | int | None = None,
+        gaps: Gaps = "raise",
+        backoff: Backoff,
+        server_known: bool,
+    ) -> None:
+        super().__init__(last_event_id, backoff, server_known)
+        self.workflow_id = workflow_id
+        self._types = ",".join(types)
+        self._gaps = gaps
+
+    def query(self) -> dict[str, str]:
+        """What to ask the server for next."""
+        asked = {"workflow_id": self.workflow_id, "types": self._types, "last_event_id": self.position}
+        return {name: value for name, value in asked.items() if value}
+
+    def take(self, events: Sequence[Event]) -> tuple[list[Event], ClientError | None]:
+        """Those of `events` that are the task's, and what went wrong after them."""
+        taken: list[Event] = []
+        for event in events:
+            if event.seq:
+                taken.append(event)
+                self.reached(event.stream_id)
+            elif (error := self._aside(event)) is not None:
+                return taken, error
+            if event.type == EventType.STREAM_END:
+                self.ended = True
+                break
+        return taken, None
+
     def _aside(self, event: Event) -> ClientError | None:
         """What is said to this reader only."""
         payload = event.payload or {}
         match event.type:
             case EventType.STREAM_GAP:
-                gap = msgspec.convert(payload, _Gap)
-                if self._gaps == "skip" and gap.resumes_at is not None:
-                    return None
-                return StreamGap(gap.missing_from, gap.missing_to, gap.resumes_at)
-            case EventType.ERROR_OCCURRED:  # the stream breaks off, although its run goes on
-                kind = ServerFailed if payload.get("retryable") else Refused
-                status = 503 if payload.get("retryable") else 400
-                return kind(status, event.message or "The stream broke off.", payload.get("code"))
+                gap = gap_of(payload)
+                return None if self._gaps == "skip" and gap.resumes_at is not None else gap
+            case EventType.ERROR_OCCURRED:
+                return broken_off(event.message, payload)
             case _:
                 return None

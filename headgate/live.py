@@ -179,7 +179,14 @@ def _progress(message: str | None, payload: dict[str, Any]) -> str:
     share = payload.get("progress")
     percent = f"{share:.0%}" if isinstance(share, int | float) else None
     step = " ".join(str(payload[key]) for key in ("step_name", "status") if payload.get(key))
-    return " ".join(part for part in (percent, message or step) if part) or "progress"
+    told = " ".join(part for part in (percent, message or step) if part) or "progress"
+    more = [str(payload["branch"])] if payload.get("branch") else []
+    if isinstance(index := payload.get("parallel_index"), int):
+        more.append(f"{index + 1} of {payload.get('parallel_total')}")
+    if payload.get("attempt"):
+        more.append(f"attempt {payload['attempt']}")
+    told += f" ({', '.join(more)})" if more else ""
+    return f"{told}: {payload['error']}" if payload.get("error") else told
 
 
 def _entry(event: Event) -> logged.Entry:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self
 import aiohttp
 from yarl import URL
 
-from gateway.wire.sse_decoder import Decoder, EventTooLong
+from gateway.wire.sse_decoder import Decoder, EventTooLong, ServerEvent
 from headgate.errors import BadAnswer, ServerGone, refusal
 from headgate.events import Event, of_message, of_server_event
 
@@ -34,21 +34,21 @@ class Reading(Protocol):
         """What has come, perhaps nothing; None when the connection is over, for whichever reason."""
 
 
-class ServerSent:
-    """Server-sent events."""
+class Listening:
+    """Server-sent events, as they are sent."""
 
-    def __init__(self, http: aiohttp.ClientSession, base_url: str, query: Mapping[str, str]) -> None:
+    def __init__(self, http: aiohttp.ClientSession, base_url: str, path: str, query: Mapping[str, str]) -> None:
         self._http = http
         self._url = base_url
+        self._path = path
         self._query = query
-        self._position = query.get("last_event_id", "")
         self._decoder = Decoder(MAX_EVENT_BYTES)
         self._response: aiohttp.ClientResponse | None = None
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         with losses(self._url):
-            response = await self._http.get(address(self._url, "/api/v1/stream/sse", self._query), timeout=timeout)
+            response = await self._http.get(address(self._url, self._path, self._query), timeout=timeout)
             try:
                 if response.status >= 400:
                     raise refusal(response.status, response.headers, await response.read())
@@ -64,19 +64,34 @@ class ServerSent:
         if self._response is not None:
             self._response.close()
 
-    async def next(self) -> list[Event] | None:
+    async def hear(self) -> list[ServerEvent] | None:
+        """What has come, perhaps nothing; None when the connection is over, for whichever reason."""
         assert self._response is not None
         with losses(self._url):
             data = await self._response.content.readany()
         if not data:
             return None
-        events = []
         try:
-            for said in self._decoder.feed(data):
-                events.append(of_server_event(said, self._query["workflow_id"], self._position))
-                self._position = said.id or self._position
+            return list(self._decoder.feed(data))
         except EventTooLong as error:
             raise BadAnswer(f"{self._url} sent {error}.") from None
+
+
+class ServerSent(Listening):
+    """The events of a task's stream."""
+
+    def __init__(self, http: aiohttp.ClientSession, base_url: str, query: Mapping[str, str]) -> None:
+        super().__init__(http, base_url, "/api/v1/stream/sse", query)
+        self._position = query.get("last_event_id", "")
+
+    async def next(self) -> list[Event] | None:
+        heard = await self.hear()
+        if heard is None:
+            return None
+        events = []
+        for said in heard:
+            events.append(of_server_event(said, self._query["workflow_id"], self._position))
+            self._position = said.id or self._position
         return events
 
 

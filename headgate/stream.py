@@ -1,13 +1,16 @@
-"""A task's events as an ordinary iterator that outlives its connections."""
+"""Streams as ordinary iterators that outlive their connections."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from headgate.async_stream import AsyncEventStream
 from headgate.events import Event
 from headgate.loop_thread import LoopThread
+from headgate.watching import AsyncWatch
+
+T = TypeVar("T")
 
 
 class EventStream:
@@ -39,6 +42,35 @@ class EventStream:
     def close(self) -> None:
         self._ready.clear()
         self._thread.run(self._stream.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Watch(Generic[T]):
+    """As `AsyncWatch`."""
+
+    def __init__(self, thread: LoopThread, watch: AsyncWatch[T]) -> None:
+        self._thread = thread
+        self._watch = watch
+
+    @property
+    def position(self) -> str:
+        return self._watch.position
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        for item in self._thread.run(self._watch.some()):
+            return item
+        raise StopIteration
+
+    def close(self) -> None:
+        self._thread.run(self._watch.aclose())
 
     def __enter__(self) -> Self:
         return self

@@ -79,6 +79,8 @@ class FlakyServer:
         app.router.add_get("/api/v1/tasks/{id}", self.task)
         app.router.add_post("/api/v1/tasks/{id}/cancel", self.cancel)
         app.router.add_get("/api/v1/stream/sse", self.sse)
+        app.router.add_get("/api/v1/stream/progress", self.sse)
+        app.router.add_get("/api/v1/stream/multi", self.sse)
         app.router.add_get("/api/v1/stream/ws", self.ws)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/api/v1/usage", self.usage)

@@ -125,6 +125,23 @@ def test_an_ending_that_is_none_has_no_summary() -> None:
         (("PROGRESS", None, "halfway", {"progress": 0.5}), "50% halfway"),
         (("PROGRESS", None, None, {"progress": 0.25, "step_name": "draft", "status": "completed"}), "25% draft completed"),
         (("PROGRESS",), "progress"),
+        (
+            (
+                "PROGRESS",
+                None,
+                None,
+                {"progress": 0.25, "step_name": "a", "status": "started", "parallel_index": 0, "parallel_total": 2},
+            ),
+            "25% a started (1 of 2)",
+        ),
+        (
+            ("PROGRESS", None, None, {"progress": 0, "step_name": "which", "status": "started", "branch": "then"}),
+            "0% which started (then)",
+        ),
+        (
+            ("PROGRESS", None, None, {"progress": 0, "step_name": "a", "status": "failed", "attempt": 2, "error": "It broke."}),
+            "0% a failed (attempt 2): It broke.",
+        ),
         (("WORKFLOW_PAUSED", None, None, {"reason": "lunch"}), "paused: lunch"),
         (("WORKFLOW_RESUMED",), "resumed"),
         (("WARNING", None, "careful"), "warning: careful"),
