@@ -22,6 +22,7 @@ from compat_tests.model_server import ModelServer
 from compat_tests.raw import Raw
 from compat_tests.served import ALICE, MALLORY, SHAPES, UPSTREAM_SECRET, Shape, served
 from compat_tests.shipped import shipped_models
+from compat_tests.tenants import ADMINS
 from orchestrator.embedded import Addresses
 
 FRIENDLY_PAGE = "https://app.example.com"
@@ -130,6 +131,7 @@ def brisk_config(config: dict[str, Any]) -> dict[str, Any]:
     keys = [
         {"key": ALICE, "name": "alice", "tenant": "default"},
         {"key": MALLORY, "name": "mallory", "tenant": "other"},
+        *({"key": key, "name": f"{tenant}-admin", "tenant": tenant, "scopes": ["admin"]} for tenant, key in ADMINS.items()),
     ]
     models = {name: model for name, model in config["models"].items() if name != "*"}
     return {

@@ -14,6 +14,7 @@ from compat_tests.client_manifest import CLIENTS
 from compat_tests.native_manifest import NATIVE
 from compat_tests.plans_manifest import PLANS
 from compat_tests.promised import Promised
+from compat_tests.tenants_manifest import TENANTS
 
 MANIFEST: Mapping[str, Promised] = {
     "chat.role-once": Promised("The first chunk of each choice has the role, and no other has.", "§1 [1]"),
@@ -167,6 +168,7 @@ MANIFEST: Mapping[str, Promised] = {
     **NATIVE,
     **CLIENTS,
     **PLANS,
+    **TENANTS,
     "judge.finds-every-breach": Promised("The judge of streams finds every breach of the rules it knows.", "style"),
 }
 
