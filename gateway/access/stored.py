@@ -209,12 +209,12 @@ class StoredKeys:
             try:
                 await self.watch_once()
                 self._told(away=False)
+                if self._clock() - self._written_s >= TOUCH_S:
+                    await self._write()
             except HeadgateError as error:
                 self._told(away=True, code=error.code)
             except Exception:
                 log.exception("keys_not_watched")  # and tried again: without this loop nobody would hear of a revocation
-            if self._clock() - self._written_s >= TOUCH_S:
-                await self._write()
 
     async def _states(self, key_ids: Iterable[str]) -> Iterable[ApiKey]:
         asked = sorted(key_ids)

@@ -318,6 +318,26 @@ async def test_a_mistake_of_ours_does_not_stop_it(stage: Stage) -> None:
             await asyncio.wait_for(asyncio.shield(answer), 5)
 
 
+async def test_uses_that_can_never_be_written_do_not_stop_it_either(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written down of keys' use stood outside the net: a mistake there, and nobody heard of revocations any more."""
+    text, key = await stage.make()
+    who = await stage.who(text)
+    asked = asyncio.Event()
+
+    async def broken(used_ms: Any) -> None:
+        asked.set()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stored, "TOUCH_S", 0.0)
+    monkeypatch.setattr(stage.database, "touch", broken)
+    async with stage.stored.watching(every_s=0.01), stage.answer(who) as answer:
+        await asyncio.wait_for(asked.wait(), 5)
+        monkeypatch.undo()
+        await stage.engine.revoke_key(ACME, key.id)
+        with pytest.raises(AccessEnded):
+            await asyncio.wait_for(asyncio.shield(answer), 5)
+
+
 # -- an outage
 
 
