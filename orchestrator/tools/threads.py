@@ -52,8 +52,8 @@ class Threads:
             except RuntimeError:  # the loop is closed, and with it went whoever was waiting
                 return
 
-        self._running += 1
         threading.Thread(target=body, name=f"tool {name}", daemon=True).start()
+        self._running += 1  # it settles in this loop, so later; one that cannot be started is none that runs
         try:
             return (await done)()
         except asyncio.CancelledError:
