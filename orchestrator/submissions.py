@@ -157,7 +157,7 @@ class Submissions:
             },
         )
         counts = self._limits.counts_tokens(principal)
-        wants = await estimate(self._tokens, submission, resolved) if counts else None
+        wants = await estimate(self._tokens, body, resolved) if counts else None
         shared = submission.idempotency is not None or submission.run_id is not None
         admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=shared)
         run = msgspec.structs.replace(run, hold=admitted.hold)

@@ -81,7 +81,7 @@ class Agent:
         self._voice = Voice(self._writer, job.step.name, timestamps)
         self._spending = spending
         meter = spending.meter(job, lambda: self.stop(Stop("budget")), self._notice)
-        self._expenses = Expenses(meter, tokens, self._voice)
+        self._expenses = Expenses(job, meter, tokens, self._voice)
         self._conversation = Conversation(
             job,
             self._voice,
@@ -134,6 +134,7 @@ class Agent:
             return await self._failed(error.failure())
         finally:
             deadline.cancel()
+            self._expenses.close()
             self._task = None
 
     @property

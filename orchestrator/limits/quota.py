@@ -76,7 +76,7 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
     """What limits hold for a run, kept with it. `places`: the sets that it leaves in the moment it ends.
 
     `reserved`: something was reserved for it, so it has to be settled. `output_tokens`: for how much of its answer; None if no
-    budget concerns it. `prompt_tokens`: for how much of its prompt, which what an agent adds to it may exceed.
+    budget concerns it. `prompt_tokens`: how long its prompt is, before agents add to it; 0 if nobody counted.
     """
 
     places: tuple[str, ...] = ()

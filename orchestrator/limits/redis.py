@@ -224,6 +224,4 @@ def _hold(plan: Plan, estimate: Estimate, granted: int) -> Hold | None:
     if not plan.runs and not plan.counts_tokens:
         return None
     places = tuple(place.key for place in plan.runs)
-    if not plan.budgets:
-        return Hold(places, plan.counts_tokens)
-    return Hold(places, plan.counts_tokens, granted, estimate.prompt_tokens)
+    return Hold(places, plan.counts_tokens, granted if plan.budgets else None, estimate.prompt_tokens)

@@ -160,10 +160,19 @@ class Meter:
             except HeadgateError as error:
                 _log.warning("what a call did not use is not given back: %s", error)
 
-    async def _settled(self) -> None:
+    def close(self) -> None:
+        """Nobody says anything any more, whether the last call was ended or not."""
+        self._no_grace()
+        if self._extending is not None:
+            self._extending.cancel()
+
+    def _no_grace(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
+
+    async def _settled(self) -> None:
+        self._no_grace()
         if self._extending is not None:
             await asyncio.wait([self._extending])
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from orchestrator.catalog import ModelEntry, Resolved
-from orchestrator.engine import Submission
 from orchestrator.limits.limits import Estimate
 from orchestrator.spending.asking import limited, most_asked
 from orchestrator.spending.estimate import estimate
@@ -33,7 +32,7 @@ async def test_the_prompt_and_the_beginning_of_the_answer(asked: dict[str, Any],
     resolved = Resolved("demo", "gpt-4o", PRICED)
     # 3 tokens around the message, 3 before the answer, 1 for the role: what OpenAI counts for such a request.
     expected = Estimate(3 + 3 + 1 + 4, output, Price(2500, 10_000))
-    assert await estimate(TOKENIZER, Submission("demo", {**HELLO, **asked}), resolved) == expected
+    assert await estimate(TOKENIZER, {**HELLO, **asked}, resolved) == expected
 
 
 async def test_a_short_prompt_counts_the_same_here_as_in_a_thread() -> None:

@@ -218,6 +218,20 @@ async def test_an_outage_stops_no_answer_and_is_waited_for() -> None:
     assert wall.met == 0
 
 
+async def test_who_is_given_up_leaves_nothing_behind_that_waits_to_be_paid() -> None:
+    """A process that stopped while Redis was away went on asking it for tokens that nobody would say."""
+    purse, wall = Purse(100), Wall()
+    meter = Meter([purse], wall, step=10)
+    await meter.begin(0, None)
+    purse.open.clear()
+    before = asyncio.all_tasks()
+    assert meter.covers(words(6))
+    [paying] = asyncio.all_tasks() - before
+    meter.close()
+    await asyncio.wait([paying], timeout=1.0)
+    assert paying.cancelled()
+
+
 async def test_what_the_upstream_reports_takes_the_place_of_what_was_counted() -> None:
     purse = Purse(1000)
     meter = Meter([purse], Wall(), step=16)
