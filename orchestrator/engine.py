@@ -218,7 +218,7 @@ class Engine(Protocol):
 
         A repeated submission, by its idempotency key, gets the run that the first one began, from whichever process, unless that
         run has ended in a failure that a retry can help, or because its client left: then one of the repetitions begins another.
-        Raises IdempotencyKeyReused where it asks for something else.
+        One that brings the run's id along gets it however it ended. Raises IdempotencyKeyReused where it asks for something else.
         """
 
     async def get(self, principal: Principal, run_id: str) -> Run:

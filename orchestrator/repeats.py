@@ -54,6 +54,12 @@ class Repeats:
             instead_of = reserved.run_id
         raise Unavailable("The runs of this Idempotency-Key keep failing. Try again shortly.", retry_after_s=1.0)
 
+    async def claim(self, principal: Principal, idempotency: Idempotency, run_id: str) -> None:
+        """Let the key stand for this run and no other. Raises IdempotencyKeyReused."""
+        wanted = Reservation(run_id, idempotency.digest)
+        if await self._log.reserve(principal.tenant, idempotency.key, wanted) != wanted:
+            raise IdempotencyKeyReused
+
     async def _stands(self, run: Run) -> bool:
         """Whether this is the run that repetitions get. One that is about to be cancelled is as good as cancelled."""
         if run.state is RunState.COMPLETED:

@@ -134,7 +134,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     executes it. `query` is the beginning of what the user asked, for people who look at a list of runs. `foreign`: a user's own
     worker executes it.
     `cached`: nothing was executed, and nothing spent, because the answer had been given before. What usage such a run tells of is
-    that of the run that it repeats.
+    that of the run that it repeats. `once` is by what its own repetitions know it, where they bring its id along.
     `key_id` is the key that it was asked for with. `price` is that of its model when it began, and `budget_tokens` what all its
     agents may use together; `hold` is what limits hold for it. Only in the answer to a submission are `repeated` (an earlier one
     with the same idempotency key has begun the run) and `quota` (what the caller's limits per minute let through yet).
@@ -152,6 +152,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     session_id: str | None = None
     query: str | None = None
     metadata: dict[str, Any] | None = None
+    once: str | None = None
     deadline_ms: int | None = None
     started_ms: int | None = None
     ended_ms: int | None = None

@@ -99,12 +99,18 @@ class Submissions:
     async def _begin_as(self, run_id: str, principal: Principal, submission: Submission, resolved: Resolved) -> Run:
         if not is_run_id(run_id):
             raise InvalidRequest("A workflow_id is `task-` and 32 hexadecimal digits.", param="workflow_id")
-        try:
-            if await self._log.run(run_id) is not None or await self._store.run(run_id) is not None:
-                raise LogExists  # before limits take it for a run that begins
-            return await self._begin(run_id, principal, submission, resolved)
-        except LogExists:
-            raise RunConflict("There is a run with this workflow_id already.", code="workflow_exists") from None
+        run = await self._log.run(run_id)
+        if run is None and await self._store.run(run_id) is None:  # asked before limits take it for a run that begins
+            if submission.idempotency is not None:
+                await self._repeats.claim(principal, submission.idempotency, run_id)
+            try:
+                return await self._begin(run_id, principal, submission, resolved)
+            except LogExists:
+                run = await self._log.run(run_id)
+        once = _once(submission)
+        if run is not None and once is not None and (run.tenant, run.once) == (principal.tenant, once):
+            return msgspec.structs.replace(run, repeated=True)
+        raise RunConflict("There is a run with this workflow_id already.", code="workflow_exists")
 
     def _new_run_id(self) -> str:
         return new_run_id(int(self._clock.time() * 1000), self._random_bytes)
@@ -130,6 +136,7 @@ class Submissions:
             session_id=submission.session_id,
             query=last_said(submission.body)[:QUERY_CHARS] or None,
             metadata=submission.metadata,
+            once=_once(submission),
             key_id=principal.key_id,
             price=None if entry.price is None else entry.price.price(),
             budget_tokens=_budget(submission, entry),
@@ -158,7 +165,7 @@ class Submissions:
         )
         counts = self._limits.counts_tokens(principal)
         wants = await estimate(self._tokens, body, resolved) if counts else None
-        shared = submission.idempotency is not None or submission.run_id is not None
+        shared = _shared(submission)
         admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=shared)
         run = msgspec.structs.replace(run, hold=admitted.hold)
         try:
@@ -183,8 +190,9 @@ class Submissions:
         self._fanout.hold(run.id, run.tenant)
         try:
             await self._log.open(run, request, [encode(started)], events=[started])
-        except LogUnavailable:
-            self._in_background(self._withdraw(run.id, opened=False))
+        except (LogUnavailable, asyncio.CancelledError) as error:
+            if isinstance(error, LogUnavailable) or not _shared(submission):
+                self._in_background(self._withdraw(run.id, opened=False))
             raise
         self._metrics.run_started()
         if looked.lesson is not None:
@@ -192,12 +200,17 @@ class Submissions:
         if entry.plan is not None and not run.durable:
             self._inline.start(run, request, entry.plan)
         else:
-            await self._start_durable(run, request)
+            await self._start_durable(run, request, shared=_shared(submission))
         return run
 
-    async def _start_durable(self, run: Run, request: RunRequest) -> None:
+    async def _start_durable(self, run: Run, request: RunRequest, *, shared: bool) -> None:
+        """Whoever is cancelled here never told anybody of the run, unless others may have it: then the janitor starts it."""
         try:
             await self._temporal.start(run, request)
+        except asyncio.CancelledError:
+            if not shared:
+                self._in_background(self._withdraw(run.id, opened=True))
+            raise
         except Unavailable:
             # The start may have happened all the same, unseen. It then finds a closed log and does no harm.
             try:
@@ -232,6 +245,17 @@ class Submissions:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _shared(submission: Submission) -> bool:
+    """Whether others may begin the very same run at the same time."""
+    return submission.idempotency is not None or submission.run_id is not None
+
+
+def _once(submission: Submission) -> str | None:
+    """By what its repetitions know a run whose id they bring along. Others may bring it too."""
+    asked = submission.idempotency
+    return None if asked is None or submission.run_id is None else f"{asked.key} {asked.digest}"
 
 
 def _budget(submission: Submission, entry: ModelEntry) -> int | None:

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.engine import DEPARTED, Idempotency, Submission
-from orchestrator.errors import IdempotencyKeyReused, Unavailable
+from orchestrator.errors import IdempotencyKeyReused, RunConflict, Unavailable
 from orchestrator.events import Entry
-from orchestrator.runs import Principal, Run
+from orchestrator.runs import Principal, Run, RunState
 from orchestrator.streamlog.log import LogUnavailable, Reservation
 from tests.orchestrator.engines import ACME, OTHER, script
 from tests.orchestrator.processes import Process, Shared, kinds
@@ -223,3 +224,74 @@ async def test_one_that_begins_anew_is_what_later_ones_repeat(here: Process) -> 
     assert (third.id, third.repeated, second.repeated) == (second.id, True, False)
     await here.events(first.id)
     await here.events(second.id)
+
+
+CHOSEN = "task-" + "0a" * 16
+
+
+def chosen(text: str, **more: Any) -> Submission:
+    return msgspec.structs.replace(asked(text, **more), run_id=CHOSEN)
+
+
+async def test_a_repetition_that_brings_the_id_along_gets_the_run_of_that_id(
+    shared: Shared, here: Process, there: Process
+) -> None:
+    """It was told that there is such a run already, which was its own."""
+    runs = await asyncio.gather(*(submit((here, there)[number % 2], chosen('say "one"')) for number in range(20)))
+    assert {run.id for run in runs} == {CHOSEN}
+    assert sum(not run.repeated for run in runs) == 1
+    await here.events(CHOSEN)
+    assert (await submit(there, chosen('say "one"'))).repeated
+    assert calls(shared) == 1
+
+
+async def test_one_that_brings_the_id_along_gets_its_run_however_it_ended(here: Process) -> None:
+    """There can be no other run of that id."""
+    await submit(here, chosen("error 503"))
+    await here.events(CHOSEN)
+    again = await submit(here, chosen("error 503"))
+    assert (again.id, again.repeated, again.state) == (CHOSEN, True, RunState.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "principal"),
+    [
+        (chosen('say "one"'), chosen('say "one"', key="other"), ACME),
+        (chosen('say "one"'), chosen('say "one"', digest="other"), ACME),
+        (chosen('say "one"'), chosen('say "one"'), OTHER),
+        (chosen('say "one"'), script('say "one"', "direct", run_id=CHOSEN), ACME),
+        (script('say "one"', "direct", run_id=CHOSEN), chosen('say "one"'), ACME),
+    ],
+    ids=["another key", "another request", "another tenant", "no key", "no key at first"],
+)
+async def test_the_id_of_another_request_is_taken(
+    here: Process, first: Submission, second: Submission, principal: Principal
+) -> None:
+    assert not (await submit(here, first)).repeated
+    with pytest.raises(RunConflict):
+        await submit(here, second, principal)
+
+
+async def test_a_key_stands_for_one_id(here: Process) -> None:
+    await submit(here, chosen('say "one"'))
+    with pytest.raises(IdempotencyKeyReused):
+        await submit(here, msgspec.structs.replace(asked('say "one"'), run_id="task-" + "0b" * 16))
+
+
+async def test_who_leaves_while_a_run_is_opened_leaves_nothing_to_be_started(shared: Shared, here: Process) -> None:
+    """A gRPC client that gave up took the call with it: the run was in the log, and the janitor would have executed it for
+    nobody, without the places and the budget that had been given back."""
+    opened = asyncio.Event()
+
+    async def stuck(operation: str, point: str) -> None:
+        if (operation, point) == ("open", "answered") and not opened.is_set():
+            opened.set()
+            await asyncio.Event().wait()
+
+    shared.store.checkpoint = stuck
+    leaving = asyncio.create_task(submit(here, script('say "one"', "durable")))
+    await opened.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    [run_id] = shared.store.records
+    assert [event.type for event in await here.events(run_id)] == ["WORKFLOW_STARTED", "WORKFLOW_FAILED", "STREAM_END"]
