@@ -29,6 +29,11 @@ def _own(node: Node) -> Iterator[Node]:
 
 
 def _same_names(root: Node) -> Iterator[Mistake]:
+    scopes = [f"{node.local}." for node in _own(root) if isinstance(node.spec, Child) and node.spec.model is not None]
+    for node in _own(root):
+        for scope in scopes:
+            if node.local.startswith(scope):
+                yield (*node.path, "name"), f"'{scope[:-1]}' is a model, whose steps have the names that begin with '{scope}'"
     counts = Counter(node.local for node in _own(root))
     for node in _own(root):
         if counts[node.local] > 1:
