@@ -25,6 +25,7 @@ from orchestrator.herald import Herald
 from orchestrator.listing import Records
 from orchestrator.runs import Principal, Run, RunState
 from orchestrator.streamlog.log import Log, LogClosed, LogMissing
+from orchestrator.workflows.steps import briefly
 from orchestrator.workflows.worker import Temporal
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ class Control:
         except (LogClosed, LogMissing):
             raise RunConflict("The run has ended.", code="run_ended") from None
         if run.durable:
-            self._in_background(self._insist(run_id, self._temporal.signal, run_id, "approve", [said]))
+            told = said if run.foreign else {"approval_id": decision.approval_id, **briefly(said)}
+            self._in_background(self._insist(run_id, self._temporal.signal, run_id, "approve", [told]))
         else:
             await self._order(run_id, _Order("decide", decision=said))
 

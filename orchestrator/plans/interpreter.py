@@ -30,8 +30,8 @@ Branch = Literal["then", "else", "none"]
 class StepResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a step ended. `ended`: the step knew the run's outcome and has closed its log already.
 
-    Of one that failed, `step` is the one whose failure it was, and `where` are words about it, the outermost first. `told`: who
-    carried it out has said so in the log.
+    Of one that failed or was denied, `step` is the one whose failure it was, and `where` are words about it, the outermost
+    first. `told`: who carried it out has said so in the log.
     """
 
     state: RunState
@@ -44,11 +44,10 @@ class StepResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was decided about an approval, and by whom."""
+    """What was decided about an approval, and by whom. What was said about it is in the log."""
 
     approved: bool
     decided_by: str | None = None
-    feedback: str | None = None
 
 
 class Paused(Exception):
@@ -270,7 +269,7 @@ class Interpreter:
         if verdict.approved:
             return _DONE
         words = f"'{node.local}' was not approved" + (f" by {verdict.decided_by}" if verdict.decided_by else "")
-        return StepResult(RunState.CANCELLED, reason=f"{words}: {verdict.feedback}" if verdict.feedback else words)
+        return StepResult(RunState.CANCELLED, reason=words, step=node.name)
 
     async def _child(self, node: Node, place: Place, share: Share) -> StepResult:
         if node.children:

@@ -283,8 +283,8 @@ def ending_options() -> dict[str, Any]:
 
 
 def briefly(decision: dict[str, Any]) -> dict[str, Any]:
-    """Of a decision, what the workflow needs."""
-    return {key: decision[key] for key in ("approved", "decided_by", "feedback") if decision.get(key) is not None}
+    """Of a decision, what the workflow needs. What was said about it stays in the run's log."""
+    return {key: decision[key] for key in ("approved", "decided_by") if decision.get(key) is not None}
 
 
 def _refused(error: ActivityError) -> BaseException:

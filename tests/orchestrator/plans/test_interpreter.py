@@ -174,9 +174,9 @@ async def test_a_cancellation_is_not_tried_again() -> None:
 
 async def test_what_is_denied_ends_the_run_as_cancelled_by_decision() -> None:
     review = plan("sequential: [{approval: {name: ok, action: go}}, {agent: {upstream: a}}]")
-    context = Acting({"ok": [Verdict(False, "alice", "too early")]})
+    context = Acting({"ok": [Verdict(False, "alice")]})
     result = await context.act(review)
-    assert (result.state, result.reason) == (RunState.CANCELLED, "'ok' was not approved by alice: too early")
+    assert result == StepResult(RunState.CANCELLED, reason="'ok' was not approved by alice", step="ok")
     assert not any("run agent" in asked for asked in context.asked)
     assert await Acting({"ok": [Verdict(True)]}).act(review) == DONE
 

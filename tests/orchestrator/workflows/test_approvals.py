@@ -9,6 +9,7 @@ import pytest
 from orchestrator.engine import Decision
 from tests.orchestrator.engines import ACME
 from tests.orchestrator.processes import Shared, payload
+from tests.orchestrator.workflows.test_runs import decoded, history_of
 
 pytestmark = pytest.mark.local
 
@@ -34,6 +35,9 @@ async def test_decided_when_another_process_has_come(shared: Shared, approved: b
         assert last.type == type
         if not approved:
             assert payload(last)["reason"] == "'ok' was not approved by bob: as you like"
+        history = decoded(await history_of(shared, run_id))
+        assert b"bob" in history
+        assert b"as you like" not in history  # what people say stands in the run's log, and nowhere else
 
 
 async def test_a_decision_is_found_whose_teller_was_killed(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
