@@ -182,7 +182,7 @@ def _progress(message: str | None, payload: dict[str, Any]) -> str:
     told = " ".join(part for part in (percent, message or step) if part) or "progress"
     more = [str(payload["branch"])] if payload.get("branch") else []
     if isinstance(index := payload.get("parallel_index"), int):
-        more.append(f"{index + 1} of {payload.get('parallel_total')}")
+        more.append(f"branch {index + 1} of {payload.get('parallel_total')}")
     if payload.get("attempt"):
         more.append(f"attempt {payload['attempt']}")
     told += f" ({', '.join(more)})" if more else ""

@@ -132,7 +132,7 @@ def test_an_ending_that_is_none_has_no_summary() -> None:
                 None,
                 {"progress": 0.25, "step_name": "a", "status": "started", "parallel_index": 0, "parallel_total": 2},
             ),
-            "25% a started (1 of 2)",
+            "25% a started (branch 1 of 2)",
         ),
         (
             ("PROGRESS", None, None, {"progress": 0, "step_name": "which", "status": "started", "branch": "then"}),
