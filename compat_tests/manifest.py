@@ -144,6 +144,7 @@ MANIFEST: Mapping[str, Promised] = {
     "turns.refused": Promised("What cannot be understood, never was, or is a stranger's decides nothing.", "orchestration §3"),
     "turns.resume": Promised("Every turn can be resumed anywhere, on any replica, with the same bytes.", "design §1"),
     "turns.every-door": Promised("A denial is the same at every native door.", "orchestration §3"),
+    "turns.deciders": Promised("Whichever door an approval is given at, the plan goes on.", "orchestration §3, P21"),
     "turns.langchain": Promised("LangChain: an approval is a tool call like any other.", "orchestration §1"),
     "turns.reasoning": Promised("Agents that do not answer are reasoning, where that is asked for.", "orchestration §1"),
     "progress.inline": Promised("A plan that comes with the request runs, and its progress can be watched.", "orchestration §2"),

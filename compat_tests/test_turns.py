@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import uuid
+from collections.abc import Callable
 from typing import Any, cast
 
 import httpx
@@ -21,6 +24,8 @@ from compat_tests.model_server import ModelServer
 from compat_tests.raw import TIMEOUT_S, Raw, script
 from compat_tests.rules import Asked, complaints
 from compat_tests.served import MALLORY
+from headgate import Client
+from protos import orchestrator_pb2 as pb
 from tests.wire.eventstream import read
 
 USER: ChatCompletionMessageParam = {"role": "user", "content": "Tell Ada."}
@@ -151,6 +156,50 @@ def test_a_denial_is_the_same_at_every_door(here: Server, raw_brisk: Raw, door: 
     with door.read(here, run_id) as events:
         ending = next(event for event in events if event["type"] == "WORKFLOW_CANCELLED")
     assert ending["payload"]["reason"] == "'send' was not approved by alice: rude"
+
+
+def _by_rest(server: Server, run_id: str) -> None:
+    decision = {"workflow_id": run_id, "approval_id": "send", "approved": True}
+    assert server.raw.send("POST", "/api/v1/approvals/decision", decision).status == 200
+
+
+def _by_grpc(server: Server, run_id: str) -> None:
+    decision = pb.ApproveTaskRequest(approval_id="send", workflow_id=run_id, approved=True)
+    assert server.tasks.ApproveTask(decision, metadata=server.metadata, timeout=TIMEOUT_S).success
+
+
+def _by_websocket(server: Server, run_id: str) -> None:
+    with server.socket(run_id, types="APPROVAL_DECISION") as connection:
+        connection.send(json.dumps({"op": "approve", "approval_id": "send", "approved": True}))
+        assert {"op": "approve", "ok": True, "workflow_id": run_id} in [json.loads(connection.recv(TIMEOUT_S)) for _ in range(2)]
+
+
+def _by_client(server: Server, run_id: str) -> None:
+    with Client(server.url) as headgate:
+        assert [each.approval_id for each in headgate.approvals() if each.workflow_id == run_id] == ["send"]
+        assert headgate.approve(run_id, "send").success
+
+
+def _by_command(server: Server, run_id: str) -> None:
+    def headgate(*arguments: str) -> str:
+        command = [sys.executable, "-m", "headgate", *arguments, "--url", server.url]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout
+
+    assert f"{run_id}  send" in headgate("approvals")
+    headgate("approve", run_id, "send")
+
+
+@promise("turns.deciders")
+@pytest.mark.parametrize("decide", [_by_rest, _by_grpc, _by_websocket, _by_client, _by_command])
+def test_whoever_approves_the_plan_goes_on(here: Server, decide: Callable[[Server, str], None], checked: str) -> None:
+    """P21: listed and decided at each door, and listed no more."""
+    run_id = here.submit(checked, "Tell Ada.")
+    with DOORS["sse"].read(here, run_id) as events:
+        assert next(event for event in events if event["type"] == "APPROVAL_REQUESTED")
+        decide(here, run_id)
+        assert next(event for event in events if event["type"] == "WORKFLOW_COMPLETED")["payload"]["result"] == "It was sent."
+    pending = here.raw.send("GET", "/api/v1/approvals").json["approvals"]
+    assert run_id not in [each["workflow_id"] for each in pending]
 
 
 @promise("turns.reasoning")
