@@ -185,8 +185,6 @@ def test_what_is_no_task_is_refused(here: Server, mallory: Server) -> None:
     """native.md §6: status codes as listed, and the code of the REST routes in a trailer."""
     submit, status = here.tasks.SubmitTask, here.tasks.GetTaskStatus
     assert refused(submit, pb.SubmitTaskRequest(), here)[0] is grpc.StatusCode.INVALID_ARGUMENT
-    approval = pb.SubmitTaskRequest(query="x", model="demo", require_approval=True)
-    assert refused(submit, approval, here) == (grpc.StatusCode.UNIMPLEMENTED, "not_offered")
     unknown = pb.SubmitTaskRequest(query="x", model="nothing-of-this-name")
     assert refused(mallory.tasks.SubmitTask, unknown, mallory) == (grpc.StatusCode.NOT_FOUND, "model_not_found")
     assert refused(status, pb.GetTaskStatusRequest(task_id=MISSING), here) == (grpc.StatusCode.NOT_FOUND, "run_not_found")
