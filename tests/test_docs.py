@@ -94,6 +94,17 @@ def test_configurations_load(text: str) -> None:
     Settings.model_validate(values)
 
 
+def test_the_stages_of_the_tutorial_load() -> None:
+    """Put together as its reader does, a block at a time."""
+    first, row, researchers, finding, real = blocks(DOCS / "tutorial" / "research.md", "yaml")
+    second = first.partition("models:")[0] + row
+    planner, writer, rest = second.partition("        - agent:\n            name: writer\n")
+    third = planner + researchers + writer + rest.partition("            input: |\n")[0] + finding
+    stages = [Settings.model_validate(parse_yaml(text, "stage")).models["team"].plan for text in (first, second, third, real)]
+    names = [[node.name for node, _ in plan.agents()] for plan in stages if plan is not None]
+    assert names[1:] == [["planner", "writer"], ["planner", "what", "who", "writer"], ["planner", "first", "second", "writer"]]
+
+
 @cache
 def commands() -> Mapping[str, frozenset[str]]:
     """What can be typed after `headgate`, and after that."""
