@@ -12,7 +12,12 @@ local rates, places, budgets = ARGV[10], ARGV[11], ARGV[12]
 local now = now_us(ARGV[1])
 local now_ms = math.floor(now / 1000)
 
-local before = ARGV[13] == '1' and redis.call('HGET', record, 'output')
+-- Whoever admits a run that has ended meanwhile is about to find it: nothing would give back what it was let in with.
+local before = false
+if ARGV[13] == '1' then
+  local r = redis.call('HMGET', record, 'output', 'settled')
+  before = r[1] or (r[2] and 0)
+end
 
 -- What was reserved for runs that nobody settled, nor renewed, is given back.
 if budgets ~= '' then
