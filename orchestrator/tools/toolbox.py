@@ -48,9 +48,8 @@ class Toolbox:
         return tool
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Observation:
-        """Raises CallFailed, InvalidArguments before anything is done."""
+        """`arguments` fit the tool's schema. Raises CallFailed."""
         tool = self.find(name)
-        tool.schema.check(arguments)
         limit_s = self._timeout_s if tool.timeout_s is None else tool.timeout_s
         work = asyncio.ensure_future(tool.call(arguments))
         try:
