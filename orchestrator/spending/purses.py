@@ -96,7 +96,7 @@ class RunPurse:
         }
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Prepaid(msgspec.Struct, frozen=True):
     """What admission has paid of a call: so much of its prompt, and of its answer."""
 
     prompt: int
@@ -108,7 +108,7 @@ class LimitsPurse:
 
     exceeded = endings.BUDGET_EXCEEDED
 
-    def __init__(self, limits: Limits, run: Run, first: Admitted | None) -> None:
+    def __init__(self, limits: Limits, run: Run, first: Prepaid | None) -> None:
         self._limits = limits
         self._run = run
         self._first = first

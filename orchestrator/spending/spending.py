@@ -19,7 +19,7 @@ from orchestrator.spending.asking import first_step
 from orchestrator.spending.ledger import spent, unreported, usage_of
 from orchestrator.spending.meter import Meter
 from orchestrator.spending.money import cost
-from orchestrator.spending.purses import Admitted, Begun, LimitsPurse, Purse, RunPurse
+from orchestrator.spending.purses import Begun, LimitsPurse, Prepaid, Purse, RunPurse
 from orchestrator.streamlog.log import Log
 from orchestrator.upstreams.tokens import Tokenizer
 from orchestrator.upstreams.upstream import Usage
@@ -42,7 +42,7 @@ class Spending:
         if run.budget_tokens is not None:
             purses.append(RunPurse(self._log, run.id, run.budget_tokens, notice))
         if run.hold is not None and run.hold.output_tokens is not None:
-            purses.append(LimitsPurse(self._limits, run, _admitted(job, run.hold.prompt_tokens, run.hold.output_tokens)))
+            purses.append(LimitsPurse(self._limits, run, _prepaid(job, run.hold.prompt_tokens, run.hold.output_tokens)))
         return Meter(purses, on_wall) if purses else None
 
     async def settle(self, run: Run) -> None:
@@ -98,8 +98,8 @@ class Spending:
                 yield entry.event
 
 
-def _admitted(job: Job, prompt: int, granted: int) -> Admitted | None:
+def _prepaid(job: Job, prompt: int, granted: int) -> Prepaid | None:
     """What admission has paid of this attempt's first call: it reserves for the agent that answers, and for it once."""
     if job.attempt > 1 or job.step.name not in job.run.answers:
         return None
-    return Admitted(prompt, Begun(granted, granted if granted < first_step(job.request.body) else None))
+    return Prepaid(prompt, Begun(granted, granted if granted < first_step(job.request.body) else None))

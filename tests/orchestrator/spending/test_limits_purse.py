@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.limits.limits import Estimate, Unlimited
 from orchestrator.runs import Run
 from orchestrator.spending.meter import Meter
-from orchestrator.spending.purses import Admitted, Begun, LimitsPurse
+from orchestrator.spending.purses import Begun, LimitsPurse, Prepaid
 from orchestrator.upstreams.upstream import Delta, Usage
 
 RUN = Run("task-1", "acme", "m", ("agent",), 0)
@@ -30,7 +30,7 @@ class Pot(Unlimited):
 class Calls:
     """An agent that calls again and again."""
 
-    def __init__(self, pot: Pot, first: Admitted | None = None, step: int = 100) -> None:
+    def __init__(self, pot: Pot, first: Prepaid | None = None, step: int = 100) -> None:
         self.walls = 0
         self.meter = Meter([LimitsPurse(pot, RUN, first)], self._wall, step)
 
@@ -48,14 +48,14 @@ class Calls:
 
 async def test_what_admission_has_paid_is_not_paid_again() -> None:
     pot = Pot(1000)
-    calls = Calls(pot, Admitted(30, Begun(100)))
+    calls = Calls(pot, Prepaid(30, Begun(100)))
     assert await calls.call(30, 40) is None
     assert pot.asked == []
 
 
 async def test_what_an_agent_adds_to_the_prompt_is_asked_for() -> None:
     pot = Pot(1000)
-    await Calls(pot, Admitted(30, Begun(100))).call(75, 40)
+    await Calls(pot, Prepaid(30, Begun(100))).call(75, 40)
     assert pot.asked == [(45, 1)]
 
 
