@@ -50,7 +50,7 @@ class Cache:
         """
         if not (config.any_temperature or certain(plan, request.body)):
             return NOTHING
-        key = digest(request)
+        key = digest(run, request)
         hit, lesson = await self._exact.find(run, key, config, renew=renew), None
         if hit is None:
             hit, lesson = await self._alike(run, request, key, config, renew)
@@ -65,7 +65,7 @@ class Cache:
     async def _alike(
         self, run: Run, request: RunRequest, key: str, config: CacheConfig, renew: bool
     ) -> tuple[Hit | None, Lesson | None]:
-        asked = question(request) if self._similar is not None and config.semantic is not None else None
+        asked = question(run, request) if self._similar is not None and config.semantic is not None else None
         if asked is None or self._similar is None or config.semantic is None:
             return None, None
         found = await self._similar.find(run, asked, config, config.semantic, renew=renew)

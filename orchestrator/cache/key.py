@@ -1,7 +1,7 @@
 """Which requests ask the same: the key of an answer, within a tenant. No I/O.
 
 All that an answer depends on is in it: the model, its plan as it is configured now, and the request as it was understood, with
-its context. Left out is what only says for whom it is asked. `null` is "not given", at the top and in messages, and `0.0` is `0`;
+its context. Left out is what only says for whom it is asked, unless the plan's templates look at it. `null` is "not given", at the top and in messages, and `0.0` is `0`;
 everything else counts, because nobody here knows what it means to an upstream.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 
 from orchestrator.plans.plan import Plan
 from orchestrator.plans.steps import Agent
-from orchestrator.runs import RunRequest
+from orchestrator.runs import Run, RunRequest
 
 _SAYS_NOTHING = frozenset({"metadata", "user", "safety_identifier", "store", "prompt_cache_key"})
 """Fields about the request, with no part in its answer."""
@@ -38,12 +38,12 @@ class Question(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def digest(request: RunRequest) -> str:
+def digest(run: Run, request: RunRequest) -> str:
     """The key of the answer to this request, for a tenant: 64 hexadecimal digits."""
-    return _digest(request, request.body)
+    return _digest(run, request, request.body)
 
 
-def question(request: RunRequest) -> Question | None:
+def question(run: Run, request: RunRequest) -> Question | None:
     """The question at the end of the conversation, if it is one in words."""
     messages = request.body.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
@@ -53,12 +53,19 @@ def question(request: RunRequest) -> Question | None:
     if not text or len(text) > MAX_CHARS:
         return None
     around = {**request.body, "messages": [*request.body["messages"][:-1], {**last, "content": None}]}
-    return Question(text, _digest(request, around))
+    return Question(text, _digest(run, request, around))
 
 
-def _digest(request: RunRequest, body: Mapping[str, Any]) -> str:
-    asked = (request.model, request.upstream_model, request.plan, request.context or {}, _understood(body))
+def _digest(run: Run, request: RunRequest, body: Mapping[str, Any]) -> str:
+    plan = _encode(request.plan)
+    asked = (request.model, request.upstream_model, msgspec.Raw(plan), request.context or {}, _understood(body), _seen(run, plan))
     return hashlib.sha256(_encode(asked)).hexdigest()
+
+
+def _seen(run: Run, plan: bytes) -> dict[str, Any]:
+    """What templates may make of whom it is asked for. A plan that only happens to have such a word loses some hits by it."""
+    known = {"metadata": run.metadata, "session_id": run.session_id}
+    return {name: value for name, value in known.items() if value is not None and name.encode() in plan}
 
 
 def _words(content: object) -> str:

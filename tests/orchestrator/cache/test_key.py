@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.cache.key import certain, digest
 from orchestrator.plans.plan import Plan
-from orchestrator.runs import RunRequest
+from orchestrator.runs import Run, RunRequest
 
 MESSAGES = [{"role": "user", "content": "Why?"}]
 
@@ -17,8 +18,13 @@ def plan(**agent: Any) -> dict[str, Any]:
     return Plan.model_validate({"agent": {"upstream": "demo", **agent}}).model_dump(mode="json")
 
 
-def key(body: dict[str, Any], *, model: str = "m", upstream_model: str = "m", context: Any = None, **agent: Any) -> str:
-    return digest(RunRequest(model=model, upstream_model=upstream_model, plan=plan(**agent), body=body, context=context))
+RUN = Run("task-1", "acme", "m", ("agent",), 0)
+
+
+def key(
+    body: dict[str, Any], *, run: Run = RUN, model: str = "m", upstream_model: str = "m", context: Any = None, **agent: Any
+) -> str:
+    return digest(run, RunRequest(model=model, upstream_model=upstream_model, plan=plan(**agent), body=body, context=context))
 
 
 BODY = {"messages": MESSAGES, "temperature": 0, "seed": 7, "stop": ["a", "b"]}
@@ -95,3 +101,21 @@ def test_the_model_and_its_plan_are_part_of_the_question() -> None:
 )
 def test_what_is_certain_has_temperature_zero(parameters: dict[str, Any], body: dict[str, Any], expected: bool) -> None:
     assert certain(Plan.model_validate({"agent": {"upstream": "demo", "parameters": parameters}}), body) is expected
+
+
+@pytest.mark.parametrize(
+    ("system", "counts"),
+    [
+        ("You are brief.", []),
+        ("You talk to {{ metadata.name }}.", ["metadata"]),
+        ("This is {{ session_id }}.", ["session_id"]),
+        ("{{ session_id }} {{ metadata }}", ["metadata", "session_id"]),
+    ],
+)
+def test_what_templates_see_of_whom_it_is_asked_for_counts(system: str, counts: list[str]) -> None:
+    """A plan that greeted whom the metadata named greeted the next one by the name of the first."""
+    others = {
+        "metadata": msgspec.structs.replace(RUN, metadata={"name": "Bob"}),
+        "session_id": msgspec.structs.replace(RUN, session_id="s-2"),
+    }
+    assert [name for name, run in others.items() if key(BODY, run=run, system=system) != key(BODY, system=system)] == counts
