@@ -201,7 +201,7 @@ class Stage:
                 usage = usage_of(events) or Usage()
                 await self._ender.complete(run_id, [], text, usage.facts(), finish_reason)
             case RunState.CANCELLED:
-                await self._ender.cancel(run_id, _reason(result, events), None)
+                await self._ender.cancel(run_id, *_cancelled(result, events))
             case _:
                 await self._ender.fail(run_id, _worded(result, events))
 
@@ -268,13 +268,14 @@ def _worded(result: StepResult, events: Sequence[Event]) -> Failure:
     return failure
 
 
-def _reason(result: StepResult, events: Sequence[Event]) -> str | None:
-    """Why the run is cancelled; of a step that was denied, with what was said about it."""
+def _cancelled(result: StepResult, events: Sequence[Event]) -> tuple[str | None, str | None]:
+    """Why the run is cancelled, and by whom, if the plan knows; of a step that was denied, with what was said about it."""
     for event in reversed(events):
         payload = event.payload or {}
         if event.type == EventType.APPROVAL_DECISION and result.step is not None and payload.get("step") == result.step:
-            return f"{result.reason}: {payload['feedback']}" if payload.get("feedback") else result.reason
-    return result.reason
+            feedback = payload.get("feedback")
+            return f"{result.reason}: {feedback}" if feedback else result.reason, payload.get("decided_by")
+    return result.reason, None
 
 
 def _said_failure(events: Sequence[Event], step: str) -> Failure | None:
