@@ -1,8 +1,8 @@
 """Which requests ask the same: the key of an answer, within a tenant. No I/O.
 
 All that an answer depends on is in it: the model, its plan as it is configured now, and the request as it was understood, with
-its context. Left out is what only says for whom it is asked, unless the plan's templates look at it. `null` is "not given", at the top and in messages, and `0.0` is `0`;
-everything else counts, because nobody here knows what it means to an upstream.
+its context. Left out is what only says for whom it is asked, unless the templates of the plan see it. `null` is "not given", at
+the top and in messages, and `0.0` is `0`; everything else counts, because nobody here knows what it means to an upstream.
 """
 
 from __future__ import annotations

@@ -201,8 +201,8 @@ class TestRuns:
         assert await verdict(world, here, estimate=Estimate(100, 0)) == "ok"
 
     async def test_admitting_a_run_that_has_ended_meanwhile_holds_nothing_for_it(self, world: World) -> None:
-        """The slower of two callers was let in after the faster one's run was over. It found that run, and what it had been let in
-        with was nobody's: it lapsed after an hour."""
+        """The slower of two callers was let in after the faster one's run was over. It found that run, and what it had been let
+        in with was nobody's: it lapsed after an hour."""
         limits = await world.process(key=Allowance(requests_per_minute=2, runs=1, day=Budget(tokens=100)))
         run_id = world.run_id()
         first = await limits.admit(ALICE, run_id, DAY_MS, Estimate(40, 60), may_repeat=True)
