@@ -237,7 +237,7 @@ class Interpreter:
                 own = share.part(count)
                 where = msgspec.structs.replace(place, parallel_index=index, parallel_total=count)
                 result = await self.step(child, where, own)
-                if result.state is not RunState.COMPLETED and spec.on_error == "collect":
+                if result.state in (RunState.FAILED, RunState.TIMEOUT) and spec.on_error == "collect":
                     own.finish()
                 return result
 

@@ -100,6 +100,20 @@ async def test_collecting_goes_on_without_what_failed() -> None:
     assert (await all_failed.act(collecting)).state is RunState.FAILED
 
 
+async def test_a_cancelled_branch_has_not_finished() -> None:
+    """With `collect`, where branches that failed count, a run that was cancelled once came to 1 while it stopped."""
+    collecting = plan("parallel: {name: team, on_error: collect, " + SIDES + "}")
+    context = Acting({"y": [CANCELLED], "z": [CANCELLED]})
+    assert (await context.act(collecting)).state is RunState.CANCELLED
+    ended = [fact for fact in context.facts() if fact[1] != "started"]
+    assert ended == [
+        ("x", "completed", 0.333),
+        ("y", "cancelled", 0.333),
+        ("z", "cancelled", 0.333),
+        ("team", "cancelled", 0.333),
+    ]
+
+
 async def test_so_many_branches_at_a_time() -> None:
     two = plan("parallel: {max_concurrency: 2, " + SIDES + "}")
     context = Acting({name: [HELD] for name in "xyz"})
