@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from orchestrator.endings import RUN_BUDGET_EXCEEDED
 from orchestrator.plans.interpreter import Paused, StepResult, Verdict
 from orchestrator.plans.progress import Progress
 from orchestrator.plans.template import TemplateFailed
+from orchestrator.plans.tree import Node
 from orchestrator.runs import RunState
+from orchestrator.streamlog.log import LogMissing
 from tests.orchestrator.plans.acting import CANCELLED, DONE, FAILED, HELD, PAUSED, Acting, plan
 
 SINGLE = plan("agent: {upstream: a}")
@@ -213,3 +217,84 @@ async def test_progress_never_falls() -> None:
     fractions = [one.progress for one in context.told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+class Obstinate(Acting):
+    """Its agents take being cancelled for a result, as real ones do: they have words to finish."""
+
+    async def run_agent(self, node: Node, visit: int, *, final: bool) -> StepResult:
+        try:
+            return await super().run_agent(node, visit, final=final)
+        except asyncio.CancelledError:
+            return CANCELLED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sequential: {timeout_s: 0.01, steps: [{agent: {name: x, upstream: a}}]}",
+        "parallel: {timeout_s: 0.01, branches: [{agent: {name: x, upstream: a}}]}",
+        "sequential: [{sequential: {timeout_s: 0.01, steps: [{agent: {name: x, upstream: a}}]}}]",
+        "workflow: {timeout_s: 0.01, model: m, plan: {agent: {name: x, upstream: a}}}",
+    ],
+)
+async def test_an_agent_that_ends_in_order_does_not_hide_that_time_is_over(text: str) -> None:
+    """Its result was `cancelled`, and so became the run's, though nobody had cancelled it."""
+    assert (await Obstinate({"x": [HELD], "workflow.x": [HELD]}).act(plan(text))).state is RunState.TIMEOUT
+
+
+async def test_a_budget_that_is_used_up_is_not_tried_again_nor_collected() -> None:
+    unpaid = StepResult(RunState.FAILED, failure=RUN_BUDGET_EXCEEDED)
+    context = Acting({"x": [unpaid]})
+    assert await context.act(RETRY) == unpaid
+    collecting = plan("parallel: {on_error: collect, " + SIDES + "}")
+    context = Acting({"x": [unpaid], "y": [HELD], "z": [HELD]})
+    assert (await context.act(collecting)).failure == RUN_BUDGET_EXCEEDED
+    assert context.asked[-2:] == ["cancelled y", "cancelled z"]
+
+
+async def test_a_branch_that_fails_is_not_hidden_by_a_pause() -> None:
+    context = Acting({"x": [Paused()], "y": [FAILED], "z": [HELD]})
+    assert (await context.act(TEAM)).where == ("branch 'y'",)
+
+
+async def test_a_branch_that_was_cancelled_elsewhere_ends_the_step_as_cancelled() -> None:
+    """A workflow of somebody else's was, for example. Asking its task how it ended used to raise, and the run had no ending."""
+    context = Acting({name: [HELD] for name in "xyz"})
+    acting = asyncio.create_task(context.act(TEAM))
+    await context.held(3)
+    context.released["y"].cancel()
+    assert (await acting).state is RunState.CANCELLED
+
+
+async def test_what_cannot_be_told_is_not_passed_over() -> None:
+    """Nobody waited for the task that tells what a step with steps in it has come to."""
+
+    class Mute(Acting):
+        async def tell(self, progress: Sequence[Progress]) -> None:
+            await super().tell(progress)
+            if progress[-1].step_type == "sequential" and progress[-1].status == "completed":
+                raise LogMissing
+
+    with pytest.raises(LogMissing):
+        await Mute().act(plan("sequential: [{sequential: [{agent: {upstream: a}}]}]"))
+
+
+async def test_a_step_that_was_told_elsewhere_is_not_told_twice() -> None:
+    context = Acting()
+    context.whole = True
+    assert await context.act(TEAM) == DONE
+    assert context.facts().count(("team", "completed", 0.5)) == 1
+
+
+async def test_nobody_hears_that_something_was_cancelled_that_goes_on_elsewhere() -> None:
+    class Leaving(Acting):
+        goes_on = True
+
+    context = Leaving({name: [HELD] for name in "xyz"})
+    acting = asyncio.create_task(context.act(TEAM))
+    await context.held(3)
+    acting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await acting
+    assert {one.status for one in context.told} == {"started"}
