@@ -363,20 +363,6 @@ async def test_a_lost_workflow_is_begun_again_without_repeating_what_is_done(sha
     assert fractions(events)[-1] == 1.0
 
 
-async def test_a_decision_that_nobody_told_the_workflow_of_is_found(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P21: whoever took it was killed between its words in the log and the signal. It used to be found when it had expired."""
-    monkeypatch.setattr("orchestrator.workflows.steps.LOOK_S", 0.2)
-    plan = {"sequential": [{"approval": {"name": "ok", "action": "go"}}, LAST]}
-    async with shared.process(planned(plan)) as process:
-        run_id = await asked(process)
-        await process.until(run_id, "APPROVAL_REQUESTED")
-        run = await process.log.run(run_id)
-        assert run is not None
-        await process.engine._control._approvals.decide(run, {"approval_id": "ok", "approved": True, "decided_by": "ann"})
-        events = await process.events(run_id)
-    assert payload(events[-2])["result"] == "end"
-
-
 async def test_a_child_models_steps_have_names_of_their_own(shared: Shared, durability: str) -> None:
     child = {"sequential": [agent("plan", 'say "c"'), agent("last", 'say "{{ outputs.plan }}{{ input }}"', answers=True)]}
     either = {
