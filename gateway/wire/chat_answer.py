@@ -43,7 +43,8 @@ class ChatAnswer(Answer):
         pieces = super().fold(entry)
         if self._after is not None:
             return [piece for piece in pieces if isinstance(piece, Completed | Failed)]
-        pieces = [self._of_this_turn(piece) for piece in pieces]
+        if self._said_before:
+            pieces = [self._of_this_turn(piece) for piece in pieces]
         if self._aside and event.agent_id is not None and event.agent_id not in self._agents:
             pieces += [Said(0, "reasoning", text) for text in self._told(event, event.agent_id)]
             if pieces:
