@@ -198,6 +198,7 @@ class Agent:
             case "shutdown":
                 await self._writer.abandon()
                 await self._lease.release()
+                await self._expenses.leave()
                 raise Interrupted
             case "refused":
                 await self._writer.abandon()

@@ -57,6 +57,12 @@ class Expenses:
         if self.meter is not None:
             await self.meter.end(usage)
 
+    async def leave(self) -> None:
+        """Another attempt goes on: what was paid for this one's call and not said is for that one."""
+        if self.meter is not None:
+            self.meter.close()
+            await self.meter.end(self.meter.usage)
+
     def close(self) -> None:
         """The attempt is over. One that was given up may have left a call open, and what it was about to pay for."""
         if self.meter is not None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.agents.job import Job
+from orchestrator.agents.job import Interrupted, Job, Stop
 from orchestrator.catalog import ModelEntry
 from orchestrator.errors import InvalidRequest
 from orchestrator.events import Event
@@ -135,6 +135,18 @@ async def test_a_call_that_failed_gives_back_what_it_did_not_use(world: World, s
     outputs = payload(await world.events(job.run.id), "LLM_OUTPUT")
     used = sum(output["usage"]["total_tokens"] for output in outputs)
     assert await world.log.spend(job.run.id, 0, 0, 1000) == Spent(0, used, used)
+
+
+async def test_an_attempt_that_hands_over_keeps_nothing_of_the_budget(world: World) -> None:
+    """With each restart of a worker the run lost up to a step of what it could still say, and so ended early."""
+    job = await a_job(world, "say 20 words; hang", 2000)
+    paid = await prompt_tokens(job)
+    work = asyncio.create_task(world.work(job))
+    await world.until(job.run.id, "LLM_PARTIAL", 20)
+    world.desk.stop_all(Stop("shutdown"))
+    with pytest.raises(Interrupted):
+        await work
+    assert await world.log.spend(job.run.id, 0, 0, 2000) == Spent(0, paid + 20, paid + 20)
 
 
 async def test_a_workflow_of_ones_own_cannot_have_a_budget() -> None:
