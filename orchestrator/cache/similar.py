@@ -108,7 +108,7 @@ class Similar:
     ) -> Known | None:
         now_ms = self._now_ms()
         for near in await self._questions.near(run.tenant, place, meaning, now_ms, _LOOKED_AT):
-            if near.score < semantic.threshold:
+            if not near.score >= semantic.threshold:  # nor where it is no number: vectors may be too short for half floats
                 return None
             judged = await self._recordings.of(run.tenant, near.run_id, side_effects=config.side_effects)
             if judged.recording is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.engine import CacheUse, Submission
@@ -246,3 +248,20 @@ class Away(MemoryQuestions):
 class Forgetful(MemoryQuestions):
     async def remember(self, asked: Asked, meaning: Any, max_entries: int) -> None:
         raise StoreUnavailable
+
+
+class Immeasurable(MemoryQuestions):
+    """As PostgreSQL answers where a vector's numbers are all too small for half floats."""
+
+    async def near(self, tenant: str, place: str, meaning: Sequence[float], now_ms: int, limit: int) -> Sequence[Near]:
+        found = await super().near(tenant, place, meaning, now_ms, limit)
+        return [msgspec.structs.replace(each, score=math.nan) for each in found]
+
+
+async def test_a_likeness_that_is_no_number_is_none(shared: Shared) -> None:
+    """It was not below the threshold, and so anything was given any answer."""
+    shared.questions = Immeasurable()
+    async with shared.process(models()) as process:
+        await answered(process, ask(PARIS))
+        run, _ = await answered(process, ask(UNLIKE))
+        assert run.cached is None
