@@ -279,8 +279,8 @@ async def test_a_key_stands_for_one_id(here: Process) -> None:
 
 
 async def test_who_leaves_while_a_run_is_opened_leaves_nothing_to_be_started(shared: Shared, here: Process) -> None:
-    """A gRPC client that gave up took the call with it: the run was in the log, and the janitor would have executed it for
-    nobody, without the places and the budget that had been given back."""
+    """A gateway that was lost took its call with it: the run was in the log of its orchestrator, and the janitor would have
+    executed it for nobody, without the places and the budget that had been given back."""
     opened = asyncio.Event()
 
     async def stuck(operation: str, point: str) -> None:
