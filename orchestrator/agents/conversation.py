@@ -104,7 +104,7 @@ class Conversation:
         elif not past.resumed:
             self._metrics.takeover()
             await self._report_lost(past.unreported)
-            retry = {"attempt": self._job.attempt, "error": "worker_lost", "delay_s": 0}
+            retry = {"attempt": past.attempts + 1, "error": "worker_lost", "delay_s": 0}
             self._voice.say(EventType.AGENT_RETRYING, payload=retry)
         if past.output is not None:
             self.finish_reason = (past.output.payload or {}).get("finish_reason")

@@ -51,6 +51,15 @@ async def test_the_next_attempt_goes_on_where_the_lost_one_stopped(world: World,
     ]
 
 
+async def test_attempts_are_counted_as_people_count(world: World) -> None:
+    """What ranks attempts of a parallel step above each other was shown once: `attempt` was 1002001 of a second one."""
+    job = await world.job('say "one two three "; once hang; say "four five"')
+    await abandoned(world, job, 3)
+    await world.another().work(msgspec.structs.replace(job, attempt=1_002_001))
+    (retry,) = [event for event in await world.events(job.run.id) if event.type == "AGENT_RETRYING"]
+    assert retry.payload == {"attempt": 2, "error": "worker_lost", "delay_s": 0}
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 async def test_the_time_of_a_step_is_that_of_all_its_attempts(world: World, resumed: bool) -> None:
     """Each attempt once had the whole of it, so that a step which lost its workers could take several times as long.
