@@ -71,9 +71,11 @@ class Stage:
         """What an agent is asked, filled in. Raises TemplateFailed, LogUnavailable."""
         step = node.spec
         assert isinstance(step, Agent)
-        system, messages = step.system, None
-        templates = step.input is not None or (system is not None and is_template(system))
-        if templates or node.scope:
+        system: str | None = step.system
+        messages: list[dict[str, Any]] | None = None
+        if step.input is not None:
+            messages = [{"role": "user", "content": step.input}]
+        if node.scope or is_template(step.input or "") or is_template(system or ""):
             state, asked = await self._state(run, plan, node, request)
 
             def fill() -> tuple[list[dict[str, Any]], str | None]:
