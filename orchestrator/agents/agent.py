@@ -170,6 +170,8 @@ class Agent:
     async def _failed(self, failure: Failure) -> StepResult:
         if self._conversation.spoke:
             await self._conversation.break_off(final=True)
+        else:
+            await self._expenses.end(Usage())
         self._voice.say(EventType.AGENT_FAILED, payload={"error": msgspec.to_builtins(failure)})
         state = RunState.TIMEOUT if failure.code == endings.TIMEOUT.code else RunState.FAILED
         if self._job.final:

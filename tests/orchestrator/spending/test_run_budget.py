@@ -137,6 +137,16 @@ async def test_a_call_that_failed_gives_back_what_it_did_not_use(world: World, s
     assert await world.log.spend(job.run.id, 0, 0, 1000) == Spent(0, used, used)
 
 
+async def test_a_step_whose_time_is_up_before_it_said_anything_costs_nothing(world: World) -> None:
+    """What had been set aside for it was lost to the steps that follow, and to each time it was tried again."""
+    job = await a_job(world, "hang", 1000, final=False, timeout_s=0.5)
+    await prompt_tokens(job)  # so that the time is not up before the vocabulary is built
+    result = await world.work(job)
+    assert result.state is RunState.TIMEOUT
+    assert len(world.upstream.witness.calls) == 1
+    assert await world.log.spend(job.run.id, 0, 0, 1000) == Spent(0, 0, 0)
+
+
 async def test_an_attempt_that_hands_over_keeps_nothing_of_the_budget(world: World) -> None:
     """With each restart of a worker the run lost up to a step of what it could still say, and so ended early."""
     job = await a_job(world, "say 20 words; hang", 2000)
