@@ -12,6 +12,7 @@ import msgspec
 
 from orchestrator.agents.desk import Beat, Desk, no_beat
 from orchestrator.agents.job import Stop
+from orchestrator.errors import HeadgateError
 from orchestrator.events import EventType
 from orchestrator.gate import Gate
 from orchestrator.plans.interpreter import Branch, Paused, StepContext, StepResult, Verdict
@@ -75,6 +76,8 @@ class InlineSteps(StepContext):
         self._asked: dict[str, int] = {}
         self._told = 0
         self._working = 0
+        self._left = False
+        """An agent was taken from this execution, which ends with it: the others here are to leave their work as it is."""
         self._answered = 0
         """Pauses that are over: each has been answered with word that the run goes on."""
 
@@ -114,11 +117,14 @@ class InlineSteps(StepContext):
                     lease_ms=execution.lease_ms,
                 )
             )
-            return await self._desk.work(job, beat=execution.beat, cancelled=execution.cancelled or sibling)
+            return await self._desk.work(job, beat=execution.beat, cancelled=self._why)
         except TemplateFailed as error:
             if final:
                 raise
             return StepResult(RunState.FAILED, failure=error.failure(), step=node.name)
+        except HeadgateError:
+            self._left = True
+            raise
         finally:
             self._working -= 1
             self._gate.notify()
@@ -162,7 +168,11 @@ class InlineSteps(StepContext):
 
     @property
     def goes_on(self) -> bool:
-        return (self._execution.cancelled or sibling)().kind == "shutdown"
+        return self._why().kind == "shutdown"
+
+    def _why(self) -> Stop:
+        """Why what is done here is cancelled, when it is."""
+        return Stop("shutdown") if self._left else (self._execution.cancelled or sibling)()
 
     @property
     def long(self) -> bool:

@@ -87,3 +87,22 @@ async def test_a_cancel_before_the_first_token(shared: Shared, process: Process)
     events = await process.events(run_id)
     assert kinds(events)[-2:] == ["WORKFLOW_CANCELLED", "STREAM_END"]
     assert [call.ending for call in shared.upstream.witness.calls] in ([], ["cancelled"])
+
+
+async def test_what_one_branch_is_refused_with_is_no_cancel_for_the_others(shared: Shared) -> None:
+    """Another execution may go on with them: they used to give up for good, and told that they had."""
+    branch = {"upstream": "demo", "input": '/script\nsay "one"; wait 300ms; say "two"; hang'}
+    branches = [
+        {"agent": {"name": "a", **branch}},
+        {"agent": {"name": "b", "upstream": "demo", "input": '/script\nsay "b"; hang'}},
+    ]
+    last = {"agent": {"upstream": "demo", "answers": True}}
+    team = {"plan": {"sequential": [{"parallel": branches}, last]}, "durability": "none"}
+    async with shared.process({"team": team}) as process:
+        run_id = await process.submit("", "team")
+        await process.until(run_id, "LLM_PARTIAL", 2)
+        shared.store.records[run_id]._writers.pop("a")  # as if the log had lost it
+        events = await process.events(run_id)
+    assert payload(events[-2])["error"]["code"] == "log_rolled_back"
+    assert {payload(event)["status"] for event in events if event.type == "PROGRESS"} == {"started"}
+    assert [call.ending for call in shared.upstream.witness.calls] == ["cancelled", "cancelled"]
