@@ -25,9 +25,9 @@ from orchestrator.catalog import ModelEntry
 from orchestrator.clock import SystemClock
 from orchestrator.engine import Engine, Submission
 from orchestrator.limits.limits import Limits, Unlimited
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance, Budget
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Principal
 from orchestrator.store.memory import MemoryRuns

@@ -33,8 +33,8 @@ from orchestrator.inline import InlineRuns
 from orchestrator.janitor import Janitor
 from orchestrator.limits.keeper import Keeper
 from orchestrator.limits.limits import LAPSE_S, Limits, Unlimited
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.listing import Records
 from orchestrator.local import LocalEngine
 from orchestrator.metrics import Metrics

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
 
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance, Budget
+from orchestrator.limits.terms import Policy
 from orchestrator.spending.money import NANO, nano_usd
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from orchestrator.errors import Unavailable
-from orchestrator.limits.plan import Limit
 from orchestrator.limits.scripts import script
+from orchestrator.limits.terms import Limit
 from orchestrator.streamlog.connection import Connection
 from orchestrator.streamlog.wire import Command
 

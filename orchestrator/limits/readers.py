@@ -14,7 +14,7 @@ from typing import Self
 from orchestrator.errors import Unavailable
 from orchestrator.limits import refusals
 from orchestrator.limits.places import Places
-from orchestrator.limits.plan import Plan
+from orchestrator.limits.terms import Terms
 from orchestrator.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -56,12 +56,12 @@ class Readers:
             await asyncio.wait([self._renewing])
 
     @asynccontextmanager
-    async def reading(self, plan: Plan) -> AsyncIterator[None]:
+    async def reading(self, terms: Terms) -> AsyncIterator[None]:
         """Raises TooManyStreams, and what `uncounted` raises."""
         reader = f"{self._origin}.{next(self._numbers)}"
-        places = [place.key for place in plan.streams]
+        places = [place.key for place in terms.streams]
         try:
-            await self._enter(reader, plan)
+            await self._enter(reader, terms)
             for place in places:
                 self._reading[place].add(reader)
             yield
@@ -77,10 +77,10 @@ class Readers:
         for place, readers in list(self._reading.items()):
             await self._places.prolong(place, list(readers), round(self._lapse_s * 1000))
 
-    async def _enter(self, reader: str, plan: Plan) -> None:
+    async def _enter(self, reader: str, terms: Terms) -> None:
         try:
             async with asyncio.timeout(self._wait_s):
-                full = await self._places.enter(reader, plan.streams, plan.streams_text, round(self._lapse_s * 1000))
+                full = await self._places.enter(reader, terms.streams, terms.streams_text, round(self._lapse_s * 1000))
         except (Unavailable, TimeoutError) as error:
             self._uncounted(error)
             return

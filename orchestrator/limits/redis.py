@@ -20,10 +20,10 @@ from orchestrator.errors import LimitsUnavailable, Unavailable
 from orchestrator.limits import refusals
 from orchestrator.limits.limits import ADMITTED, LAPSE_S, RESERVED_S, Admitted, Estimate, Used
 from orchestrator.limits.places import Places
-from orchestrator.limits.plan import Plan, Plans, Policy
 from orchestrator.limits.quota import Hold, Quota, Rate
 from orchestrator.limits.readers import Readers
 from orchestrator.limits.scripts import script
+from orchestrator.limits.terms import AllTerms, Policy, Terms
 from orchestrator.metrics import Metrics, NoMetrics
 from orchestrator.runs import Principal, Run
 from orchestrator.spending.money import Price
@@ -61,7 +61,7 @@ class RedisLimits:
     ) -> None:
         self._connection = connection
         self._open = policy.when_unavailable == "open"
-        self._plans = Plans(policy, prefix)
+        self._terms = AllTerms(policy, prefix)
         self._keep_ms = 2 * retention_ms
         self._wait_s = (_WAIT_OPEN_S if self._open else _WAIT_S) if wait_s is None else wait_s
         self._lapse_ms = round(lapse_s * 1000)
@@ -91,13 +91,13 @@ class RedisLimits:
     # -- runs ------------------------------------------------------------------------------------------------------------
 
     def counts_tokens(self, principal: Principal) -> bool:
-        return self._plans.of(principal).counts_tokens
+        return self._terms.of(principal).counts_tokens
 
     async def admit(
         self, principal: Principal, run_id: str, created_ms: int, estimate: Estimate | None, *, may_repeat: bool = False
     ) -> Admitted:
-        plan = self._plans.of(principal)
-        if not plan.limits_runs:
+        terms = self._terms.of(principal)
+        if not terms.limits_runs:
             return ADMITTED
         args: Command = (
             self._now_us(),
@@ -106,38 +106,38 @@ class RedisLimits:
             self._reserved_ms,
             self._keep_ms,
             *_words(estimate or _NOTHING),
-            plan.rates_text,
-            plan.runs_text,
-            plan.budgets_text(created_ms),
+            terms.rates_text,
+            terms.runs_text,
+            terms.budgets_text(created_ms),
             int(may_repeat),
         )
         try:
-            refused, which, wait_ms, granted, *levels = await self._ask(self._admit, plan.stem, run_id, args)
+            refused, which, wait_ms, granted, *levels = await self._ask(self._admit, terms.stem, run_id, args)
         except (Unavailable, asyncio.CancelledError) as error:
             if not may_repeat:  # otherwise what would be taken back may be another's
-                self._take_back(plan.stem, run_id, [place.key for place in plan.runs])
+                self._take_back(terms.stem, run_id, [place.key for place in terms.runs])
             if not isinstance(error, Unavailable):
                 raise
             self._uncounted(error)
             return ADMITTED
-        quota = _quota(plan, levels)
+        quota = _quota(terms, levels)
         match refused:
             case b"rates":
-                limit = plan.rates[which - 1]
+                limit = terms.rates[which - 1]
                 self._metrics.limited(limit.kind)
                 raise refusals.too_fast(limit, wait_ms, quota)
             case b"places":
                 self._metrics.limited("runs")
-                raise refusals.too_many_runs(plan.runs[which - 1], quota)
+                raise refusals.too_many_runs(terms.runs[which - 1], quota)
             case b"budgets":
                 self._metrics.limited("budgets")
-                raise refusals.spent(plan.budgets[which - 1])
-        return Admitted(quota, _hold(plan, estimate or _NOTHING, granted))
+                raise refusals.spent(terms.budgets[which - 1])
+        return Admitted(quota, _hold(terms, estimate or _NOTHING, granted))
 
     async def extend(self, run: Run, want: Estimate) -> int:
         args = (self._now_us(), run.id, self._reserved_ms, *_words(want))
         try:
-            return int(await self._ask(self._extend, self._plans.stem(run.tenant), run.id, args))
+            return int(await self._ask(self._extend, self._terms.stem(run.tenant), run.id, args))
         except Unavailable as error:
             self._uncounted(error)
             return want.output_tokens
@@ -145,12 +145,12 @@ class RedisLimits:
     async def settle(self, run: Run, used: Used) -> None:
         if run.hold is None or not run.hold.reserved:
             return
-        stem = self._plans.stem(run.tenant)
+        stem = self._terms.stem(run.tenant)
         await self._connection.run(self._settle, _keys(stem, run.id), self._settled(run.id, used))
 
     def cancel(self, run: Run) -> None:
         if run.hold is not None:
-            self._take_back(self._plans.stem(run.tenant), run.id, run.hold.places)
+            self._take_back(self._terms.stem(run.tenant), run.id, run.hold.places)
 
     async def renew(self, runs: Iterable[Run]) -> None:
         held: defaultdict[str, list[str]] = defaultdict(list)
@@ -161,15 +161,15 @@ class RedisLimits:
             for place in run.hold.places:
                 held[place].append(run.id)
             if run.hold.reserved:
-                reserved[f"{self._plans.stem(run.tenant)}reservations"].append(run.id)
+                reserved[f"{self._terms.stem(run.tenant)}reservations"].append(run.id)
         for place, who in held.items():
             await self._places.prolong(place, who, self._lapse_ms)
         for place, who in reserved.items():
             await self._places.prolong(place, who, self._reserved_ms)
 
     def reading(self, principal: Principal) -> AbstractAsyncContextManager[None]:
-        plan = self._plans.of(principal)
-        return self.readers.reading(plan) if plan.streams else nullcontext()
+        terms = self._terms.of(principal)
+        return self.readers.reading(terms) if terms.streams else nullcontext()
 
     def _uncounted(self, why: Exception) -> None:
         """Limits cannot be checked in time. Raises LimitsUnavailable unless they need not be."""
@@ -210,18 +210,18 @@ def _words(estimate: Estimate) -> tuple[int, int, int, int]:
     return estimate.prompt_tokens, estimate.output_tokens, max(price.input, price.cached_input or 0), price.output
 
 
-def _quota(plan: Plan, levels: Sequence[int]) -> Quota | None:
+def _quota(terms: Terms, levels: Sequence[int]) -> Quota | None:
     """Of the key's and the tenant's limits those that are nearer."""
     nearest: dict[str, Rate] = {}
-    for limit, remaining, reset_ms in zip(plan.rates, levels[::2], levels[1::2], strict=True):
+    for limit, remaining, reset_ms in zip(terms.rates, levels[::2], levels[1::2], strict=True):
         known = nearest.get(limit.kind)
         if known is None or remaining < known.remaining:
             nearest[limit.kind] = Rate(limit.limit, remaining, reset_ms)
     return Quota(nearest.get("requests"), nearest.get("tokens")) if nearest else None
 
 
-def _hold(plan: Plan, estimate: Estimate, granted: int) -> Hold | None:
-    if not plan.runs and not plan.counts_tokens:
+def _hold(terms: Terms, estimate: Estimate, granted: int) -> Hold | None:
+    if not terms.runs and not terms.counts_tokens:
         return None
-    places = tuple(place.key for place in plan.runs)
-    return Hold(places, plan.counts_tokens, granted if plan.budgets else None, estimate.prompt_tokens)
+    places = tuple(place.key for place in terms.runs)
+    return Hold(places, terms.counts_tokens, granted if terms.budgets else None, estimate.prompt_tokens)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.errors import BudgetExceeded, RateLimited, TooManyStreams
 from orchestrator.limits.headers import duration
-from orchestrator.limits.plan import Limit, Spending
 from orchestrator.limits.quota import Quota
+from orchestrator.limits.terms import Allotment, Limit
 from orchestrator.spending.money import usd
 
 _ALMOST_S = 1.0
@@ -16,7 +16,7 @@ _PER_MINUTE = {"requests": "requests per minute (RPM)", "tokens": "tokens per mi
 
 def too_fast(limit: Limit, wait_ms: int, quota: Quota | None) -> RateLimited:
     """`wait_ms` < 0: it will never fit."""
-    of = f"{_PER_MINUTE[limit.kind]} of this {limit.scope}: limit {limit.limit}."
+    of = f"{_PER_MINUTE[limit.kind]} of this {limit.whose}: limit {limit.limit}."
     if wait_ms < 0:
         error = RateLimited(f"The request is too large for the {of}")
         error.retryable = False
@@ -29,7 +29,7 @@ def too_fast(limit: Limit, wait_ms: int, quota: Quota | None) -> RateLimited:
 
 def too_many_runs(limit: Limit, quota: Quota | None) -> RateLimited:
     error = RateLimited(
-        f"As many runs of this {limit.scope} are going on as may at a time: {limit.limit}. Please try again when one has ended.",
+        f"As many runs of this {limit.whose} are going on as may at a time: {limit.limit}. Please try again when one has ended.",
         retry_after_s=_ALMOST_S,
     )
     error.type, error.quota = limit.kind, quota
@@ -38,15 +38,15 @@ def too_many_runs(limit: Limit, quota: Quota | None) -> RateLimited:
 
 def too_many_streams(limit: Limit) -> TooManyStreams:
     return TooManyStreams(
-        f"As many streams of this {limit.scope} are being read as may at a time: {limit.limit}. Please close one.",
+        f"As many streams of this {limit.whose} are being read as may at a time: {limit.limit}. Please close one.",
         retry_after_s=_ALMOST_S,
     )
 
 
-def spent(spending: Spending) -> BudgetExceeded:
+def spent(spending: Allotment) -> BudgetExceeded:
     tokens, nano = spending.budget.tokens, spending.budget.nano
     amounts = ([] if tokens is None else [f"{tokens} tokens"]) + ([] if nano is None else [f"{usd(nano):g} dollars"])
     return BudgetExceeded(
-        f"You exceeded your current quota: this {spending.scope}'s budget for the {spending.period} (UTC), "
+        f"You exceeded your current quota: this {spending.whose}'s budget for the {spending.period} (UTC), "
         f"{' and '.join(amounts)}, has no room for this request."
     )

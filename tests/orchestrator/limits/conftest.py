@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from orchestrator.embedded import Addresses
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.metrics import Metrics
 from orchestrator.streamlog.connection import Connection
 from orchestrator.streamlog.link import Address

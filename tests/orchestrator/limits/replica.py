@@ -13,9 +13,9 @@ import time
 from contextlib import suppress
 
 from orchestrator.errors import RateLimited
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.runs import Principal, new_run_id
 from orchestrator.streamlog.connection import Connection
 from orchestrator.streamlog.link import Address

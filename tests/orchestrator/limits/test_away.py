@@ -13,9 +13,9 @@ import pytest
 
 from orchestrator.errors import HeadgateError, LimitsUnavailable, RateLimited
 from orchestrator.limits.limits import ADMITTED, Estimate
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance, Budget
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.runs import Principal, Run
 from orchestrator.streamlog.redis import RedisLog
 from tests.orchestrator.engines import ACME, an_engine, script

@@ -12,9 +12,9 @@ from orchestrator.embedded import Addresses
 from orchestrator.errors import RateLimited, RunConflict
 from orchestrator.events import Event, EventType, encode, timestamp
 from orchestrator.limits.keeper import Keeper
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance, Budget
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.runs import Principal, Run, RunRequest, RunState
 from orchestrator.streamlog.log import Fenced
 from orchestrator.streamlog.redis import RedisLog

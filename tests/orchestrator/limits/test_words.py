@@ -14,8 +14,8 @@ from orchestrator.limits import refusals
 from orchestrator.limits.config import Limits as LimitsSettings
 from orchestrator.limits.config import LimitsOf
 from orchestrator.limits.headers import duration, rate_limit_headers
-from orchestrator.limits.plan import Limit, Plans, Policy, Spending
 from orchestrator.limits.quota import Allowance, Budget, Quota, Rate
+from orchestrator.limits.terms import Allotment, AllTerms, Limit, Policy
 from orchestrator.runs import Principal
 
 
@@ -63,7 +63,7 @@ def test_a_refusal_is_the_same_on_the_other_side(error: RateLimited) -> None:
 
 
 def test_a_spent_budget_names_itself() -> None:
-    money = Spending("tenant", "month", Budget(tokens=5000, nano=10_500_000_000), "k")
+    money = Allotment("tenant", "month", Budget(tokens=5000, nano=10_500_000_000), "k")
     assert refusals.spent(money).message == (
         "You exceeded your current quota: this tenant's budget for the month (UTC), 5000 tokens and 10.5 dollars, has no room "
         "for this request."
@@ -115,16 +115,16 @@ def test_a_keys_own_limits_stand_over_those_of_all_keys_one_by_one() -> None:
 class TestPlans:
     def test_keys_of_a_tenant_have_one_hash_tag_whatever_it_is_called(self) -> None:
         """Names that an issuer of tokens chose could hold what separates fields and keys."""
-        plans = Plans(Policy(key=Allowance(requests_per_minute=1, runs=1, day=Budget(1))), "hg")
-        plan = plans.of(Principal("acme", "issued:auth0|a\tb\n{c}"))
-        lines = [*plan.rates_text.split("\n"), *plan.runs_text.split("\n"), *plan.budgets_text(0).split("\n")]
+        terms = AllTerms(Policy(key=Allowance(requests_per_minute=1, runs=1, day=Budget(1))), "hg")
+        terms = terms.of(Principal("acme", "issued:auth0|a\tb\n{c}"))
+        lines = [*terms.rates_text.split("\n"), *terms.runs_text.split("\n"), *terms.budgets_text(0).split("\n")]
         assert [line.count("\t") for line in lines] == [2, 1, 3]
         assert {line.split("}")[0] for line in lines} == {"hg:limits:{acme"}
 
     def test_periods_are_those_of_utc(self) -> None:
-        plan = Plans(Policy(tenant=Allowance(day=Budget(5), month=Budget(nano=7))), "hg").of(Principal("acme", "a"))
+        terms = AllTerms(Policy(tenant=Allowance(day=Budget(5), month=Budget(nano=7))), "hg").of(Principal("acme", "a"))
         for ms, day in ((1_706_745_599_999, "2024-01-31"), (1_706_745_600_000, "2024-02-01")):
-            assert [line.split("\t")[:3] for line in plan.budgets_text(ms).split("\n")] == [
+            assert [line.split("\t")[:3] for line in terms.budgets_text(ms).split("\n")] == [
                 [f"hg:limits:{{acme}}:tenant:day:{day}", "5", ""],
                 [f"hg:limits:{{acme}}:tenant:month:{day[:7]}", "", "7"],
             ]

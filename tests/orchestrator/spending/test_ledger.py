@@ -26,9 +26,9 @@ from orchestrator.engine import Engine, Submission
 from orchestrator.errors import BudgetExceeded
 from orchestrator.events import Event, encode
 from orchestrator.limits.limits import Estimate
-from orchestrator.limits.plan import Policy
 from orchestrator.limits.quota import Allowance, Budget
 from orchestrator.limits.redis import RedisLimits
+from orchestrator.limits.terms import Policy
 from orchestrator.metrics import NoMetrics
 from orchestrator.runs import Principal, Run, RunRequest, RunState, Scope, new_run_id
 from orchestrator.spending.money import Price

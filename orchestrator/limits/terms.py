@@ -19,12 +19,12 @@ from orchestrator.limits.quota import NO_LIMITS, Allowance, Budget
 from orchestrator.runs import Principal
 
 _SANE = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
-_PLANS_KEPT = 4096
+_KEPT = 4096
 _DAY_MS = 86_400_000
 _KEEP_MS = {"day": 8 * _DAY_MS, "month": 40 * _DAY_MS}
 """How long a period's counts outlive its last run: as long as runs that began in it may go on."""
 
-Scope = Literal["key", "tenant"]
+Whose = Literal["key", "tenant"]
 Period = Literal["day", "month"]
 
 
@@ -48,27 +48,27 @@ class Policy(msgspec.Struct, frozen=True):
 class Limit(NamedTuple):
     """One limit per minute, or number of places, and the Redis key that counts for it."""
 
-    scope: Scope
+    whose: Whose
     kind: Literal["requests", "tokens", "runs", "streams"]
     limit: int
     key: str
 
 
-class Spending(NamedTuple):
-    scope: Scope
+class Allotment(NamedTuple):
+    whose: Whose
     period: Period
     budget: Budget
     key: str
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Terms(msgspec.Struct, frozen=True):
     """All limits of a caller. `*_text` is what the scripts are given."""
 
     stem: str
     rates: tuple[Limit, ...]
     runs: tuple[Limit, ...]
     streams: tuple[Limit, ...]
-    budgets: tuple[Spending, ...]
+    budgets: tuple[Allotment, ...]
     rates_text: str
     runs_text: str
     streams_text: str
@@ -93,60 +93,60 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
 
-class Plans:
-    """The plans of all callers, the recent ones remembered."""
+class AllTerms:
+    """The terms of all callers, the recent ones remembered."""
 
     def __init__(self, policy: Policy, prefix: str) -> None:
         self._policy = policy
         self._prefix = prefix
-        self._plan = lru_cache(_PLANS_KEPT)(self._make)
+        self._known = lru_cache(_KEPT)(self._make)
 
-    def of(self, principal: Principal) -> Plan:
-        return self._plan(principal.tenant, principal.key_id, principal.limits)
+    def of(self, principal: Principal) -> Terms:
+        return self._known(principal.tenant, principal.key_id, principal.limits)
 
     def stem(self, tenant: str) -> str:
         """What all Redis keys of a tenant begin with."""
         return f"{self._prefix}:limits:{{{_word(tenant)}}}:"
 
-    def _make(self, tenant: str, key_id: str, limits: Allowance | None) -> Plan:
+    def _make(self, tenant: str, key_id: str, limits: Allowance | None) -> Terms:
         stem = self.stem(tenant)
         of_key, of_tenant = self._policy.of(Principal(tenant, key_id, limits=limits))
-        scopes: tuple[tuple[Scope, Allowance, str], ...] = (
+        both: tuple[tuple[Whose, Allowance, str], ...] = (
             ("key", of_key, f"{stem}key:{_word(key_id)}:"),
             ("tenant", of_tenant, f"{stem}tenant:"),
         )
-        limits_of = [limit for scope, allowance, at in scopes for limit in _limits(scope, allowance, at)]
+        limits_of = [limit for whose, allowance, at in both for limit in _limits(whose, allowance, at)]
         rates = tuple(limit for limit in limits_of if limit.kind in ("requests", "tokens"))
         runs = tuple(limit for limit in limits_of if limit.kind == "runs")
         streams = tuple(limit for limit in limits_of if limit.kind == "streams")
-        return Plan(
+        return Terms(
             stem=stem,
             rates=rates,
             runs=runs,
             streams=streams,
-            budgets=tuple(budget for scope, allowance, at in scopes for budget in _budgets(scope, allowance, at)),
+            budgets=tuple(budget for whose, allowance, at in both for budget in _budgets(whose, allowance, at)),
             rates_text="\n".join(f"{rate.key}\t{rate.kind}\t{rate.limit}" for rate in rates),
             runs_text=_places(runs),
             streams_text=_places(streams),
         )
 
 
-def _limits(scope: Scope, allowance: Allowance, at: str) -> Iterator[Limit]:
+def _limits(whose: Whose, allowance: Allowance, at: str) -> Iterator[Limit]:
     if (limit := allowance.requests_per_minute) is not None:
-        yield Limit(scope, "requests", limit, f"{at}requests")
+        yield Limit(whose, "requests", limit, f"{at}requests")
     if (limit := allowance.tokens_per_minute) is not None:
-        yield Limit(scope, "tokens", limit, f"{at}tokens")
+        yield Limit(whose, "tokens", limit, f"{at}tokens")
     if (limit := allowance.runs) is not None:
-        yield Limit(scope, "runs", limit, f"{at}runs")
+        yield Limit(whose, "runs", limit, f"{at}runs")
     if (limit := allowance.streams) is not None:
-        yield Limit(scope, "streams", limit, f"{at}streams")
+        yield Limit(whose, "streams", limit, f"{at}streams")
 
 
-def _budgets(scope: Scope, allowance: Allowance, at: str) -> Iterator[Spending]:
+def _budgets(whose: Whose, allowance: Allowance, at: str) -> Iterator[Allotment]:
     if allowance.day is not None:
-        yield Spending(scope, "day", allowance.day, f"{at}day:")
+        yield Allotment(whose, "day", allowance.day, f"{at}day:")
     if allowance.month is not None:
-        yield Spending(scope, "month", allowance.month, f"{at}month:")
+        yield Allotment(whose, "month", allowance.month, f"{at}month:")
 
 
 def _places(limits: tuple[Limit, ...]) -> str:
