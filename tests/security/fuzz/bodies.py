@@ -125,7 +125,7 @@ def grpc_publish(data: bytes) -> Hashable:
         return "no message"
     try:
         publication = _publication(request)
-        _check(publication)
+        _check(publication, of_a_step=False)
         stored = [_encoded(_event(event, _TIMESTAMP)) for event in publication.events]
     except InvalidRequest as error:
         msgspec.json.encode(error.failure())
