@@ -89,12 +89,9 @@ def serving(names: Sequence[str], folder: Path, cores: Cores, profile: Path | No
 _PLENTY = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "runs": 10**6, "streams": 10**6}
 GUARDED: Mapping[str, Any] = {
     "auth": {"mode": "keys", "keys": [{"key": KEY, "name": "bench"}]},
-    "limits": {
-        "key": _PLENTY | {"budgets": {"day": {"tokens": 10**12}, "month": {"tokens": 10**12}}},
-        "tenant": _PLENTY | {"budgets": {"day": {"tokens": 10**12}, "month": {"tokens": 10**12}}},
-    },
+    "limits": {"key": _PLENTY, "tenant": _PLENTY},
 }
-"""A Headgate that knows who asks, and counts everything that it can count, with room for all of it."""
+"""A Headgate that knows who asks, and has every limit for keys and tenants, with room for all of it."""
 
 
 def _headgate(

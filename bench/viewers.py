@@ -127,7 +127,7 @@ class _JsonViewer(Viewer):
             self._end(complete=True)
 
     def _get(self, path: str, *headers: str) -> bytes:
-        lines = (f"GET {path}?workflow_id={self._run_id} HTTP/1.1", "Host: bench", *headers)
+        lines = (f"GET {path}?workflow_id={self._run_id} HTTP/1.1", "Host: localhost", *headers)
         return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
     def _bye(self) -> None:
