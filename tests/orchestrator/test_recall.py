@@ -15,6 +15,17 @@ AGENT = {"plan": {"agent": {"upstream": "demo"}}, "durability": "none"}
 MODELS = {"forgets": AGENT, "remembers": {**AGENT, "memory": {"max_tokens": 17, "max_turns": 3}}}
 
 
+class Ticking:
+    """No two moments are the same: runs that begin in one millisecond have no order."""
+
+    def __init__(self) -> None:
+        self._now = 1_790_000_000.0
+
+    def time(self) -> float:
+        self._now += 0.001
+        return self._now
+
+
 class Listening(ScriptedUpstream):
     """Notes what it is asked."""
 
@@ -41,7 +52,7 @@ def turn(text: str) -> list[dict[str, str]]:
 
 async def test_earlier_turns_stand_between_instructions_and_question() -> None:
     upstream = Listening()
-    async with an_engine(models=MODELS, upstream=upstream) as engine:
+    async with an_engine(models=MODELS, upstream=upstream, clock=Ticking()) as engine:
         await ask(engine, "one")
         await ask(engine, "two")
         await ask(engine, "three", before=[{"role": "system", "content": "Be brief."}])
@@ -52,7 +63,7 @@ async def test_earlier_turns_stand_between_instructions_and_question() -> None:
 
 async def test_the_latest_turns_are_kept_within_the_bound() -> None:
     upstream = Listening()
-    async with an_engine(models=MODELS, upstream=upstream) as engine:
+    async with an_engine(models=MODELS, upstream=upstream, clock=Ticking()) as engine:
         for text in ("one", "two", "three", "four"):
             await ask(engine, text)
     assert upstream.asked[-1] == [*turn("two"), *turn("three"), turn("four")[0]]
@@ -70,7 +81,7 @@ async def test_the_latest_turns_are_kept_within_the_bound() -> None:
 )
 async def test_nothing_is_remembered_where_nobody_asked_for_it(asked: dict[str, Any]) -> None:
     upstream = Listening()
-    async with an_engine(models=MODELS, upstream=upstream) as engine:
+    async with an_engine(models=MODELS, upstream=upstream, clock=Ticking()) as engine:
         await ask(engine, "one")
         await ask(engine, "two", **asked)
     assert upstream.asked[-1] == [*asked.get("before", ()), turn("two")[0]]
@@ -78,7 +89,7 @@ async def test_nothing_is_remembered_where_nobody_asked_for_it(asked: dict[str, 
 
 async def test_failed_runs_are_not_remembered() -> None:
     upstream = Listening()
-    async with an_engine(models=MODELS, upstream=upstream) as engine:
+    async with an_engine(models=MODELS, upstream=upstream, clock=Ticking()) as engine:
         run = await engine.submit(
             ACME, Submission("remembers", {"messages": [{"role": "user", "content": "/script\nstatus 400"}]}, session_id="s")
         )
