@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -124,52 +125,16 @@ class Submissions:
         if entry.memory is not None and submission.session_id is not None:
             body = await self._recall.body(principal, submission.session_id, body, entry.memory, resolved.upstream_model)
         now_ms = int(self._clock.time() * 1000)
-        run = Run(
-            id=run_id,
-            tenant=principal.tenant,
-            model=submission.model,
-            answers=entry.answers,
-            created_ms=now_ms,
-            durable=entry.durability == "temporal",
-            foreign=entry.workflow is not None,
-            options=submission.options,
-            session_id=submission.session_id,
-            query=last_said(submission.body)[:QUERY_CHARS] or None,
-            metadata=submission.metadata,
-            once=_once(submission),
-            key_id=principal.key_id,
-            price=None if entry.price is None else entry.price.price(),
-            budget_tokens=_budget(submission, entry),
-            deadline_ms=None if entry.timeout_s is None else now_ms + round(entry.timeout_s * 1000),
-        )
-        request = RunRequest(
-            model=submission.model,
-            upstream_model=resolved.upstream_model,
-            plan={} if entry.plan is None else entry.plan.kept(),
-            body=body,
-            workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
-            context=submission.context,
-            trace=trace.current(),
-        )
+        run, request = _run(run_id, principal, submission, entry, now_ms), _request(submission, resolved, body)
         if entry.workflow is not None:
             workflow_input(run, request, entry.workflow.input)  # one that is too large must not leave half a run
-        started = Event(
-            EventType.WORKFLOW_STARTED,
-            timestamp(now_ms),
-            payload={
-                "model": run.model,
-                "answers": list(run.answers),
-                "durable": run.durable,
-                **({} if entry.plan is None else entry.plan.about()),
-            },
-        )
         counts = self._limits.counts_tokens(principal)
         wants = await estimate(self._tokens, body, resolved) if counts else None
         shared = _shared(submission)
         admitted = await self._limits.admit(principal, run.id, now_ms, wants, may_repeat=shared)
         run = msgspec.structs.replace(run, hold=admitted.hold)
         try:
-            begun = await self._answer(run, request, started, submission, entry)
+            begun = await self._answer(run, request, _started(run, entry), submission, entry)
         except LogExists:
             raise  # whoever opened it holds what it was admitted with, which is the same
         except BaseException:
@@ -256,6 +221,47 @@ def _once(submission: Submission) -> str | None:
     """By what its repetitions know a run whose id they bring along. Others may bring it too."""
     asked = submission.idempotency
     return None if asked is None or submission.run_id is None else f"{asked.key} {asked.digest}"
+
+
+def _run(run_id: str, principal: Principal, submission: Submission, entry: ModelEntry, now_ms: int) -> Run:
+    return Run(
+        id=run_id,
+        tenant=principal.tenant,
+        model=submission.model,
+        answers=entry.answers,
+        created_ms=now_ms,
+        durable=entry.durability == "temporal",
+        foreign=entry.workflow is not None,
+        options=submission.options,
+        session_id=submission.session_id,
+        query=last_said(submission.body)[:QUERY_CHARS] or None,
+        metadata=submission.metadata,
+        once=_once(submission),
+        key_id=principal.key_id,
+        price=None if entry.price is None else entry.price.price(),
+        budget_tokens=_budget(submission, entry),
+        deadline_ms=None if entry.timeout_s is None else now_ms + round(entry.timeout_s * 1000),
+    )
+
+
+def _request(submission: Submission, resolved: Resolved, body: dict[str, Any]) -> RunRequest:
+    """`body` is the submission's, with what is remembered of its session."""
+    entry = resolved.entry
+    return RunRequest(
+        model=submission.model,
+        upstream_model=resolved.upstream_model,
+        plan={} if entry.plan is None else entry.plan.kept(),
+        body=body,
+        workflow=None if entry.workflow is None else entry.workflow.model_dump(mode="json"),
+        context=submission.context,
+        trace=trace.current(),
+    )
+
+
+def _started(run: Run, entry: ModelEntry) -> Event:
+    about = {} if entry.plan is None else entry.plan.about()
+    payload = {"model": run.model, "answers": list(run.answers), "durable": run.durable, **about}
+    return Event(EventType.WORKFLOW_STARTED, timestamp(run.created_ms), payload=payload)
 
 
 def _budget(submission: Submission, entry: ModelEntry) -> int | None:
